@@ -1,0 +1,48 @@
+# make demo | make test | make env: nothing is needed before them but Python (3.11 to 3.13) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch's own metadata pins its CUDA packages, so the lock leaves them to it: a CPU build needs none.
+CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolkit triton \
+  nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 \
+  nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
+  nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx)
+
+.PHONY: env demo test fast check fix docs lock data clean
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: env
+	$(BIN)/gptoss demo --overwrite
+
+test: env
+	$(BIN)/python -m pytest
+
+fast: env
+	$(BIN)/python -m pytest -m "not slow"
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright src
+
+fix: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: env
+	$(BIN)/python tools/write_cli_docs.py docs/cli.md
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  $(CUDA) pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from gptoss_tools.cli.app import COMMANDS, load_command
+from gptoss_tools.load import COMMAND_SETTINGS
+
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "numpy", "pydantic_settings")
+
+
+@pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in COMMANDS)])
+def test_help_loads_nothing_heavy(arguments):
+    program = (
+        "import sys\nfrom gptoss_tools.cli.app import main\n"
+        f"code = main({arguments!r})\n"
+        f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_examples_and_its_row_is_its_docstring(gptoss, name):
+    code, out, _ = gptoss(name, "-h")
+    assert code == 0
+    assert f"gptoss {name}" in out.split("Examples:")[1]
+    assert load_command(name).run.__doc__.splitlines()[0] == COMMANDS[name]
+    assert name == "config" or COMMAND_SETTINGS[name] is load_command(name).settings
+
+
+def test_commands_that_write_or_train_have_a_dry_run():
+    writing = {"demo", "make-dataset", "convert-harmony", "calc-reward", "train-grpo", "resume",
+               "export", "generate"}
+    for name in writing:
+        assert "dry_run" in COMMAND_SETTINGS[name].model_fields, name
+
+
+def test_an_unknown_command_and_an_unknown_flag_are_usage_errors(gptoss):
+    assert gptoss("calc-rewrd")[0] == 2
+    assert gptoss("calc-reward", "--tauu", "1")[0] == 2
+
+
+def test_a_wrong_value_is_one_sentence_on_stderr_and_exit_code_2(gptoss):
+    code, out, err = gptoss("calc-reward", "--method", "magic")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: `method` = 'magic' (from --method):")
+    assert "Traceback" not in err
+
+
+def test_root_help_without_arguments_and_the_version(gptoss):
+    assert gptoss("--version")[1].startswith("gptoss 0.")
+    code, out, _ = gptoss("-h")
+    assert code == 0 and all(name in out for name in COMMANDS)
+
+
+def test_the_cli_page_is_fresh(repository):
+    sys.path.insert(0, str(repository / "tools"))
+    try:
+        from write_cli_docs import render
+    finally:
+        sys.path.pop(0)
+    page = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == render(), "run `make docs`"
+
+
+def test_imports_go_only_downwards(repository):
+    done = subprocess.run(
+        ["lint-imports", "--no-cache"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{sys.exec_prefix}/bin"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_names_an_address_of_a_registry_or_a_path_of_a_machine(repository):
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True
+    ).stdout.split()
+    bad = ("pypi" + ".org", "files.pythonhosted", "/work" + "/", "/home" + "/", "/root" + "/")
+    for name in tracked:
+        text = (repository / name).read_text(encoding="utf-8", errors="replace")
+        for word in bad:
+            assert word not in text, f"{name} holds {word}"

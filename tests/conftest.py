@@ -1,0 +1,60 @@
+"""Every test runs in an empty folder, without this machine's settings or credentials."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+OURS = ("GPTOSS_", "GRPO_", "HF_REPO_ID", "HF_TOKEN", "WANDB_", "MODAL_")
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """One cache folder for the whole session: the tiny model is built once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path, cache_dir):
+    """Empty working folder, none of our variables, our own cache."""
+    for name in list(os.environ):
+        if name.startswith(OURS):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GPTOSS_CACHE", str(cache_dir))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real inputs that live beside the checkout; tests that need them are skipped without."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real inputs are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def gptoss(capsys):
+    """Run a command line in this process; return (exit code, stdout, stderr)."""
+    from gptoss_tools.cli.app import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

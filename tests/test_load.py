@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import pytest
+
+from gptoss_tools import settings as declared
+from gptoss_tools.errors import ConfigError
+from gptoss_tools.load import COMMAND_SETTINGS, load
+
+
+def resolve(**kwargs):
+    kwargs.setdefault("environ", {})
+    return load(declared.TrainSettings, "train-grpo", **kwargs)
+
+
+def write(text: str) -> None:
+    with open("gptoss.toml", "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def test_without_anything_the_values_are_the_seed_recipe():
+    s = resolve().settings
+    assert (s.model, s.lora_r, s.lora_alpha, s.lora_target_modules) == (
+        "openai/gpt-oss-20b",
+        4,
+        8,
+        ["all-linear"],
+    )
+    assert (s.num_generations, s.gradient_accumulation_steps, s.prompts_per_step) == (16, 4, 1)
+    assert (s.max_steps, s.save_steps, s.learning_rate, s.seed) == (200, 20, 5e-5, 42)
+    assert (s.loss_type, s.scale_rewards, s.invalid_reward) == ("dr_grpo", "none", "mask")
+    assert (s.max_prompt_length, s.max_completion_length) == (1000, 4000)
+    assert declared.CalcRewardSettings().tau == 0.05
+
+
+def test_flag_beats_variable_beats_command_table_beats_top_level_beats_default():
+    write("lora_r = 1\nlora_alpha = 1\nmax_steps = 1\nseed = 1\n[train-grpo]\nlora_r = 2\nlora_alpha = 2\nmax_steps = 2\n")
+    loaded = resolve(
+        flags={"lora_r": "4"}, environ={"GPTOSS_LORA_R": "3", "GPTOSS_LORA_ALPHA": "3"}
+    )
+    s = loaded.settings
+    assert (s.lora_r, s.lora_alpha, s.max_steps, s.seed, s.epsilon) == (4, 3, 2, 1, 0.2)
+    assert [loaded.origins[n] for n in ("lora_r", "lora_alpha", "max_steps", "seed", "epsilon")] == [
+        "--lora-r",
+        "GPTOSS_LORA_ALPHA",
+        "gptoss.toml [train-grpo]",
+        "gptoss.toml",
+        "default",
+    ]
+    assert loaded.explicit == {"lora_r", "lora_alpha"}
+
+
+@pytest.mark.parametrize("text", ["q_proj,v_proj", '["q_proj", "v_proj"]', " q_proj , v_proj ,"])
+def test_a_list_variable_is_json_or_names_with_commas(text):
+    loaded = resolve(environ={"GPTOSS_LORA_TARGET_MODULES": text})
+    assert loaded.settings.lora_target_modules == ["q_proj", "v_proj"]
+
+
+def test_the_seeds_variables_work_and_ours_win_over_them():
+    environ = {"GRPO_LOG_COMPLETIONS": "0", "GRPO_STEPS_PER_GENERATION": "2"}
+    assert resolve(environ=environ).settings.log_completions is False
+    assert resolve(environ=environ).settings.steps_per_generation == 2
+    environ["GPTOSS_STEPS_PER_GENERATION"] = "8"
+    assert resolve(environ=environ).settings.steps_per_generation == 8
+    export = load(declared.ExportSettings, "export", environ={"HF_REPO_ID": "me/mine"})
+    assert export.settings.repo_id == "me/mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "toml", "words"),
+    [
+        ({"lora_r": "0"}, {}, "", ["`lora_r`", "--lora-r", "greater than or equal to 1"]),
+        ({"max_steps": "many"}, {}, "", ["`max_steps`", "'many'", "integer"]),
+        ({}, {"GPTOSS_NUM_GENERATIONS": "1"}, "", ["(from GPTOSS_NUM_GENERATIONS)"]),
+        ({}, {}, "lora_r = 'x'", ["(from gptoss.toml)"]),
+        ({}, {}, "[train-grpo]\ntop_p = 2", ["(from gptoss.toml [train-grpo])"]),
+        ({"loss_type": "ppo"}, {}, "", ["`loss_type`", "dr_grpo"]),
+        ({}, {}, "[trainer]\nlearning_rate = 1", ["[trainer] repeats `learning_rate`"]),
+        (
+            {"lora_dropout": "0.1", "lora_target_modules": ["all-linear", "experts"]},
+            {},
+            "",
+            ["lora_dropout must be 0"],
+        ),
+    ],
+)
+def test_a_bad_value_names_the_setting_and_where_it_came_from(flags, environ, toml, words):
+    write(toml)
+    with pytest.raises(ConfigError) as raised:
+        resolve(flags=flags, environ=environ)
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "hint"),
+    [
+        ("learning_rte = 1", "learning_rate"),
+        ("[train-grop]\nseed = 1", "train-grpo"),
+        ("[train-grpo]\nlora_rank = 1", "lora_r"),
+    ],
+)
+def test_an_unknown_toml_key_is_refused_with_the_near_miss(toml, hint):
+    write(toml)
+    with pytest.raises(ConfigError) as raised:
+        resolve()
+    assert f"`{hint}`" in raised.value.hint
+
+
+def test_a_near_miss_of_a_variable_is_refused_and_other_prefixed_ones_are_left_alone():
+    with pytest.raises(ConfigError) as raised:
+        resolve(environ={"GPTOSS_LEARNING_RTE": "1"})
+    assert "`GPTOSS_LEARNING_RATE`" in raised.value.hint
+    resolve(environ={"GPTOSS_BUILD_METAL": "1", "GPTOSS_DEBUG": "1", "GPTOSS_CACHE": "x"})
+
+
+def test_settings_of_another_command_at_the_top_level_do_not_disturb():
+    write("tau = 0.1\nlora_r = 8")
+    assert resolve().settings.lora_r == 8
+    assert load(declared.CalcRewardSettings, "calc-reward", environ={}).settings.tau == 0.1
+
+
+def test_a_named_settings_file_must_exist_and_parse():
+    with pytest.raises(ConfigError, match="does not exist"):
+        resolve(config="absent.toml")
+    write("= 1")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        resolve()
+
+
+# `format` names another set of layouts in every command; lists of inputs differ in their default.
+DIFFERENT_ON_PURPOSE = {"format", "paths", "data", "out", "target", "max_steps", "save_steps",
+                        "report_to", "prompt", "model"}
+
+
+def test_a_name_means_one_thing_in_every_command():
+    seen: dict[str, object] = {}
+    for model in COMMAND_SETTINGS.values():
+        for name, info in model.model_fields.items():
+            if name not in DIFFERENT_ON_PURPOSE:
+                meaning = (info.annotation, info.description, info.default)
+                assert seen.setdefault(name, meaning) == meaning, f"{model.__name__}.{name}"
+
+
+def test_the_example_settings_file_holds_only_known_settings_with_their_defaults(repository):
+    config = repository / "gptoss.toml"
+    commented = config.read_text(encoding="utf-8")
+    lines = [
+        line.removeprefix("# ") if line.startswith(("# ", "#[")) and _is_setting(line) else ""
+        for line in commented.splitlines()
+    ]
+    active = "\n".join(line.removeprefix("#") for line in lines)
+    write(active)
+    for command, model in COMMAND_SETTINGS.items():
+        required = {n: ["x"] for n, i in model.model_fields.items() if i.is_required()}
+        loaded = load(model, command, flags=required, environ={})
+        for name, value in loaded.settings.model_dump().items():
+            info = model.model_fields[name]
+            if loaded.origins[name].startswith("gptoss.toml") and name != "trainer":
+                assert value == info.get_default(call_default_factory=True), name
+
+
+def _is_setting(line: str) -> bool:
+    body = line.lstrip("# ")
+    return body.startswith("[") or " = " in body
