@@ -1,7 +1,7 @@
 """What the user sees: results on stdout, everything else on stderr.
 
-Modes: `human` (text), `json` (one document on stdout), `quiet` (results only). Bars appear only on a
-terminal; elsewhere a line every few steps. Commands call `out`; no command asks for the mode.
+Modes: `human` (text), `json` (one document on stdout), `quiet` (results only). Bars appear only on
+a terminal; elsewhere a line every few steps. Commands call `out`; none asks for the mode.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Console:
                 return
             elapsed = time.monotonic() - started
             left = ""
-            if total and 0 < done - first and done < total:
+            if total and first < done < total:
                 left = f", {_span(elapsed / (done - first) * (total - done))} left"
             count = f"{done}/{total}" if total else f"{done}"
             self._err(f"{label} {count} ({_span(elapsed)}{left}) {_facts(facts)}".rstrip())

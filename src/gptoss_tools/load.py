@@ -181,7 +181,7 @@ def _parse_variables(model: type[Settings], texts: dict[str, str], raw) -> dict[
     reader.env_vars = {name.lower(): text for name, text in texts.items()}
     found: dict[str, Any] = {}
     for name, info in reader.settings_cls.model_fields.items():
-        value, key, is_complex = reader.get_field_value(info, name)
+        value, _, is_complex = reader.get_field_value(info, name)
         found[name] = reader.prepare_field_value(name, info, value, is_complex)
     return found
 

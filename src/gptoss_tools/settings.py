@@ -7,7 +7,7 @@ not here reaches GRPOConfig through the TOML table `[trainer]` (the `trainer` fi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +17,6 @@ AtLeastZero = Annotated[float, Field(ge=0)]
 
 LossType = Literal["dr_grpo", "dapo", "grpo", "bnpo", "cispo"]
 Effort = Literal["low", "medium", "high"]
-METHODS = ("boltzmann", "regret", "minmax", "rank")
 
 
 class Settings(BaseModel):
@@ -33,11 +32,16 @@ class TableSettings(Settings):
     delimiter: str = Field(",", description="Column separator of CSV files.")
 
 
-class OverwriteSettings(Settings):
-    """Whether existing outputs may be replaced, and whether to do anything at all."""
+class DryRunSettings(Settings):
+    """Whether to do anything at all."""
+
+    dry_run: bool = Field(False, description="Say what would happen and write nothing.")
+
+
+class OverwriteSettings(DryRunSettings):
+    """Whether existing outputs may be replaced."""
 
     overwrite: bool = Field(False, description="Replace outputs that already exist.")
-    dry_run: bool = Field(False, description="Say what would happen and write nothing.")
 
 
 class PromptSettings(Settings):
@@ -60,7 +64,8 @@ class ModelSettings(Settings):
         description="Base model: a Hub id, a folder, or `tiny` (built here, no Hub, no GPU).",
     )
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
-        "auto", description="Type of the dequantised weights (auto: bfloat16 on GPU, float32 on CPU)."
+        "auto",
+        description="Type of the dequantised weights (auto: bfloat16 on GPU, float32 on CPU).",
     )
     attn_implementation: str = Field(
         "auto", description="Attention code (auto: eager, which trains through the sinks anywhere)."
@@ -97,12 +102,14 @@ class LoraSettings(Settings):
     """The adapter."""
 
     lora_r: Positive = Field(4, description="Rank of the LoRA matrices.")
-    lora_alpha: Positive = Field(8, description="LoRA scale: the update is multiplied by alpha / r.")
+    lora_alpha: Positive = Field(
+        8, description="LoRA scale: the update is multiplied by alpha / r."
+    )
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="LoRA dropout.")
     lora_target_modules: list[str] = Field(
         ["all-linear"],
-        description="Modules that get LoRA; all-linear is q, k, v, o on gpt-oss; `experts` adds the "
-        "experts, which then cannot be merged into MXFP4.",
+        description="Modules that get LoRA; all-linear is q, k, v, o on gpt-oss; `experts` adds "
+        "the experts, which then cannot be merged into MXFP4.",
     )
 
 
@@ -118,12 +125,14 @@ class RolloutSettings(Settings):
     gradient_accumulation_steps: Positive = Field(4, description="Micro-steps per optimizer step.")
     steps_per_generation: Positive | None = Field(
         None,
-        description="Micro-steps served by one generation call (default: gradient_accumulation_steps).",
+        description="Micro-steps served by one generation call (default: as many as are "
+        "accumulated).",
     )
     num_iterations: Positive = Field(1, description="Passes over each generated batch.")
     max_prompt_length: Positive = Field(1000, description="Longest prompt, in tokens.")
     long_prompts: Literal["error", "drop"] = Field(
-        "error", description="What to do with a longer prompt: stop, or leave the row out and count."
+        "error",
+        description="What to do with a longer prompt: stop, or leave the row out and count.",
     )
     max_completion_length: Positive = Field(4000, description="Longest completion, in tokens.")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Sampling temperature.")
@@ -132,8 +141,8 @@ class RolloutSettings(Settings):
     reward: str = Field("decision", description="Reward function: a name or pkg.mod:function.")
     invalid_reward: float | Literal["mask"] = Field(
         "mask",
-        description="Reward of an answer that is no action: `mask` leaves it out of group and loss, "
-        "a number punishes it.",
+        description="Reward of an answer that is no action: `mask` leaves it out of group and "
+        "loss, a number punishes it.",
     )
 
 
@@ -179,6 +188,7 @@ class LoggingSettings(Settings):
 
 
 class TrainSettings(
+    DryRunSettings,
     LoggingSettings,
     OptimizerSettings,
     RolloutSettings,
@@ -198,7 +208,6 @@ class TrainSettings(
     allow_changes: bool = Field(
         False, description="Go on although data or settings differ, so no longer exactly."
     )
-    dry_run: bool = Field(False, description="Print the plan and stop before anything loads.")
     trainer: dict[str, Any] = Field(
         default_factory=dict, description="More GRPOConfig arguments (TOML table [trainer] only)."
     )
@@ -214,7 +223,7 @@ class TrainSettings(
         return self
 
 
-class ResumeSettings(Settings):
+class ResumeSettings(DryRunSettings):
     """resume: what may change in a run that goes on."""
 
     run: str = Field("runs/latest", description="Run folder or checkpoint.")
@@ -226,7 +235,6 @@ class ResumeSettings(Settings):
     allow_changes: bool = Field(
         False, description="Go on although data or settings differ, so no longer exactly."
     )
-    dry_run: bool = Field(False, description="Say where it would go on and stop.")
 
 
 class MakeDatasetSettings(OverwriteSettings):
@@ -277,9 +285,7 @@ class CalcRewardSettings(TableSettings, OverwriteSettings):
     """calc-reward."""
 
     paths: list[str] = Field(["data"], description="Tables to score: files, folders or globs.")
-    tau: float = Field(
-        0.05, description="Temperature of the Boltzmann rewards, in the units of Q."
-    )
+    tau: float = Field(0.05, description="Temperature of the Boltzmann rewards, in the units of Q.")
     method: Literal["boltzmann", "regret", "minmax", "rank"] = Field(
         "boltzmann", description="How values become rewards."
     )
@@ -294,30 +300,32 @@ class CheckDataSettings(TableSettings):
     paths: list[str] = Field(["data"], description="Tables to check: files, folders or globs.")
 
 
-class TestAdapterSettings(DecodingSettings, ActionSettings, ModelSettings, PromptSettings, TableSettings):
+class AnswerSettings(
+    DecodingSettings, ActionSettings, ModelSettings, PromptSettings, TableSettings
+):
+    """What is asked, and how the model is held while it answers."""
+
+    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
+    prompt: str | None = Field(None, description="The prompt itself; `-` reads standard input.")
+    prompt_file: str | None = Field(None, description="File that holds the prompt.")
+
+
+class TestAdapterSettings(AnswerSettings):
     """test-adapter."""
 
     __test__ = False  # not a test class, whatever its name says
 
     target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")
-    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
-    prompt: str | None = Field(None, description="The prompt itself; `-` reads standard input.")
-    prompt_file: str | None = Field(None, description="File that holds the prompt.")
     data: list[str] = Field(["data/heldout"], description="Tables to take the prompt from.")
     row: Positive = Field(1, description="Which row of the table, from 1.")
 
 
-class GenerateSettings(DecodingSettings, ActionSettings, ModelSettings, PromptSettings, TableSettings):
+class GenerateSettings(OverwriteSettings, AnswerSettings):
     """generate."""
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
-    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
-    prompt: str | None = Field(None, description="The prompt itself; `-` reads standard input.")
-    prompt_file: str | None = Field(None, description="File that holds the prompt.")
     data: list[str] = Field([], description="Tables whose every row is answered.")
     out: str | None = Field(None, description="JSONL file for the answers of a table.")
-    overwrite: bool = Field(False, description="Replace outputs that already exist.")
-    dry_run: bool = Field(False, description="Say what would happen and write nothing.")
 
 
 class ExportSettings(OverwriteSettings):
@@ -331,14 +339,12 @@ class ExportSettings(OverwriteSettings):
     repo_id: str | None = Field(None, description="Hub repository, user/name.")
 
 
-class DemoSettings(Settings):
+class DemoSettings(OverwriteSettings):
     """demo."""
 
     out: str = Field("runs/demo", description="Folder for everything the demo writes.")
-    overwrite: bool = Field(False, description="Replace outputs that already exist.")
     max_steps: Positive = Field(200, description="Optimizer steps.")
     seed: int = Field(42, description="Seed of everything drawn at random.")
-    dry_run: bool = Field(False, description="Say what would happen and write nothing.")
 
 
 class DoctorSettings(Settings):
@@ -348,8 +354,3 @@ class DoctorSettings(Settings):
         "openai/gpt-oss-20b",
         description="Base model: a Hub id, a folder, or `tiny` (built here, no Hub, no GPU).",
     )
-
-
-def literal_values(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a Literal, or () for any other annotation."""
-    return get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()

@@ -33,8 +33,16 @@ def test_every_command_shows_examples_and_its_row_is_its_docstring(gptoss, name)
 
 
 def test_commands_that_write_or_train_have_a_dry_run():
-    writing = {"demo", "make-dataset", "convert-harmony", "calc-reward", "train-grpo", "resume",
-               "export", "generate"}
+    writing = {
+        "demo",
+        "make-dataset",
+        "convert-harmony",
+        "calc-reward",
+        "train-grpo",
+        "resume",
+        "export",
+        "generate",
+    }
     for name in writing:
         assert "dry_run" in COMMAND_SETTINGS[name].model_fields, name
 

@@ -1,7 +1,7 @@
 """The command table, and `main`: parse, run, turn errors into messages and exit codes.
 
-Root help reads only this file and `typer`. A command's module is imported when that command is asked
-for, and its heavy library only inside the command function.
+Root help reads only this file and `typer`. A command's module is imported when that command is
+asked for, and its heavy library only inside the command function.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _register(app: typer.Typer, name: str, line: str, submit) -> None:
     more = (spec.run.__doc__ or "").split("\n", 1)[1:]
     text = "\n".join([line, *(paragraph.rstrip() for paragraph in more)])
     function = typer_function(spec, submit)
-    app.command(
-        name, help=text, short_help=line, epilog=epilog(spec), context_settings=HELP
-    )(function)
+    app.command(name, help=text, short_help=line, epilog=epilog(spec), context_settings=HELP)(
+        function
+    )
 
 
 def load_command(name: str):

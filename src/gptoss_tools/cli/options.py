@@ -1,8 +1,8 @@
 """From a settings class to a command: one flag per field, checked in one place.
 
-`@command(SettingsClass, "name", ...)` turns `fn(settings, loaded)` into a function Typer can register.
-Typer only splits the line; pydantic checks every value, so a wrong flag, variable or TOML value reads
-the same. Work starts after parsing, in `app.main`, outside Typer's own exception handling.
+`@command("name", SettingsClass, ...)` turns `fn(settings, loaded)` into a Command. Typer only
+splits the line; pydantic checks every value, so a wrong flag, variable or TOML value reads the
+same. Work starts after parsing, in `app.main`, outside Typer's own exception handling.
 """
 
 from __future__ import annotations
