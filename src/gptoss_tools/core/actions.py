@@ -1,0 +1,90 @@
+"""Completion -> the action it chose, or the reason why it chose none.
+
+Only the final channel counts: a number in the analysis is a thought, not an answer. Leaves out what
+an action is worth (core.rewards).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gptoss_tools.core.completions import Completion
+from gptoss_tools.errors import ConfigError
+
+DEFAULT_PATTERN = r"\[([0-9]+)\]"
+_DEFAULT = re.compile(DEFAULT_PATTERN)
+_INTEGER = re.compile(r"[0-9]{1,18}")
+
+
+class Reason(StrEnum):
+    """What became of a completion; everything but OK is an invalid answer."""
+
+    OK = "ok"
+    NO_FINAL = "no_final"
+    TRUNCATED = "truncated"
+    UNPARSABLE = "unparsable"
+    OUT_OF_RANGE = "out_of_range"
+
+
+INVALID_REASONS = tuple(reason for reason in Reason if reason is not Reason.OK)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen action (0-based), None unless `reason` is OK."""
+
+    action: int | None
+    reason: Reason
+
+
+def compile_pattern(pattern: str | None) -> re.Pattern[str]:
+    """Check and compile an action pattern: a regular expression with one group, the action index.
+
+    None is the default, `[k]`. Raises ConfigError for a broken pattern or any other group count.
+    """
+    if pattern is None:
+        return _DEFAULT
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"action_pattern {pattern!r} is not a regular expression: {error}",
+            hint=f"the default is {DEFAULT_PATTERN}",
+        ) from error
+    if compiled.groups != 1:
+        raise ConfigError(
+            f"action_pattern {pattern!r} has {compiled.groups} groups, it needs exactly one",
+            hint="put the action index in ( ) and write other groups as (?: )",
+        )
+    return compiled
+
+
+def parse_action(
+    completion: Completion, n_actions: int, pattern: str | re.Pattern[str] | None = None
+) -> Decision:
+    """Read the action from the last final message.
+
+    The whole content, without surrounding white space, must match `pattern` (default `[k]`), and
+    its group must be an integer below `n_actions`. A generation that hit the length limit is
+    truncated whatever it holds: what would have followed is unknown.
+    """
+    if completion.stop == "none":
+        return Decision(None, Reason.TRUNCATED)
+    final = completion.final
+    if final is None:
+        return Decision(None, Reason.NO_FINAL)
+    if not isinstance(pattern, re.Pattern):
+        pattern = compile_pattern(pattern)
+    match = pattern.fullmatch(final.strip())
+    if match is None or match.group(1) is None:
+        return Decision(None, Reason.UNPARSABLE)
+    digits = match.group(1).strip()
+    if not digits.isascii() or not digits.isdigit():
+        return Decision(None, Reason.UNPARSABLE)
+    # Python refuses to convert thousands of digits; any such number is out of range anyway.
+    digits = digits.lstrip("0") or "0"
+    if not _INTEGER.fullmatch(digits) or int(digits) >= n_actions:
+        return Decision(None, Reason.OUT_OF_RANGE)
+    return Decision(int(digits), Reason.OK)
