@@ -1,0 +1,255 @@
+"""Loading a gpt-oss base model, its tokenizer and an adapter: the one way in for every command.
+
+MXFP4 experts are dequantised, since no installed code trains through packed ones, unless
+`quantized` asks to keep them. Everything that can be refused is refused before a weight loads.
+
+    setting               CPU           GPU, training    GPU, inference
+    dtype auto            float32       bfloat16         bfloat16
+    attention auto        eager         eager            flash (FA3) on compute capability 9.x
+                                                         with `kernels` installed, else eager
+    experts auto          grouped_mm    grouped_mm       grouped_mm
+
+gpt-oss has attention sinks: SDPA cannot express them, and the FA3 kernel that can has no backward
+pass for them. grouped_mm and eager cost the same on a CPU, batched_mm 7 to 10 times as much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GptOssConfig,
+    Mxfp4Config,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from gptoss_tools.errors import ConfigError, DataError, MachineError
+from gptoss_tools.models.machine import packed_support, require_memory, resolve_device
+from gptoss_tools.models.tiny_cache import tiny_path
+
+TINY = "tiny"
+FLASH = "kernels-community/vllm-flash-attn3"
+EXPERTS = ("grouped_mm", "batched_mm", "eager")
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+}
+_TODAY = 'strftime_now("%Y-%m-%d")'
+
+
+def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> str:
+    """`tiny` to its folder (built if need be), a folder to itself, anything else as a Hub id.
+
+    Raises ConfigError for what is neither an existing folder nor shaped like a Hub id.
+    """
+    name = str(name)
+    if name == TINY:
+        return str(tiny_path(cache_dir))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ConfigError(f"model folder {name} holds no config.json")
+        return name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise ConfigError(
+            f"model {name!r} is neither a folder nor a Hub id",
+            hint="use `tiny`, a folder with a config.json, or owner/name",
+        )
+    return name
+
+
+def read_config(name: str | Path) -> GptOssConfig:
+    """The config of a resolved model; MachineError if the Hub gives none, ConfigError if not gpt-oss.
+
+    Reading it fetches config.json alone. An unreachable Hub is noticed at once, not after
+    huggingface_hub's half minute of retries.
+    """
+    if not Path(name).is_dir() and try_to_load_from_cache(str(name), "config.json") is None:
+        _ask_hub(str(name))
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise ConfigError(f"{name}/config.json cannot be read: {_reason(error)}") from error
+        raise _unreachable(str(name), error) from error
+    if not isinstance(config, GptOssConfig):
+        raise ConfigError(f"model {name} is of type {config.model_type}, not gpt_oss")
+    return config
+
+
+def _ask_hub(name: str) -> None:
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # whichever HTTP library is installed has its own classes
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> MachineError:
+    return MachineError(
+        f"model {name} is no folder here and the Hub did not give it: {_reason(error)}",
+        hint="check the name and the network, log in for gated models, name a folder, or use tiny",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+    experts_implementation: str = "auto",
+    device: str = "auto",
+    quantized: bool = False,
+    for_training: bool = True,
+    cache_dir: Path | None = None,
+) -> PreTrainedModel:
+    """Load a base model onto one device, in eval mode; the table above says what `auto` means.
+
+    `quantized` keeps the experts packed (inference only). Raises MachineError where memory, GPU or
+    network do not suffice, ConfigError for wrong settings, DataError if the checkpoint lacks a
+    tensor (transformers would fill it with random numbers and go on).
+    """
+    target = resolve_device(device)
+    weight_type = _weight_type(dtype, target)
+    if experts_implementation not in ("auto", *EXPERTS):
+        raise ConfigError(
+            f"experts_implementation {experts_implementation!r} is unknown",
+            hint="use auto, " + ", ".join(EXPERTS),
+        )
+    if quantized and for_training:
+        raise ConfigError("experts packed in MXFP4 cannot be trained", hint="leave out quantized")
+    if quantized and (reason := packed_support(target)):
+        raise MachineError(
+            f"experts cannot stay packed in MXFP4 on this machine: {reason}",
+            hint="run without --quantized: the experts are then dequantised",
+        )
+    path = resolve_model(name, cache_dir=cache_dir)
+    config = read_config(path)
+    packed_file = getattr(config, "quantization_config", None) is not None
+    if quantized and not packed_file:
+        raise ConfigError(f"model {name} holds no MXFP4 experts that could stay packed")
+    require_memory(config, target, weight_type, quantized=quantized, for_training=for_training)
+    options: dict[str, Any] = {
+        "dtype": weight_type,
+        "attn_implementation": choose_attention(attn_implementation, target, for_training),
+        "device_map": {"": target},
+    }
+    if packed_file:
+        options["quantization_config"] = Mxfp4Config(dequantize=not quantized)
+    if not quantized:
+        chosen = "grouped_mm" if experts_implementation == "auto" else experts_implementation
+        options["experts_implementation"] = chosen
+    with quiet():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, **options
+        )
+    for problem in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(key) for key in report[problem]):
+            raise DataError(f"checkpoint {path} lacks {names[0]} ({len(names)} tensors in all)")
+    return model
+
+
+def choose_attention(attn_implementation: str, device: torch.device, for_training: bool) -> str:
+    """Resolve `auto`; refuse SDPA, which would drop gpt-oss's attention sinks."""
+    if attn_implementation == "sdpa":
+        raise ConfigError("attn_implementation sdpa cannot express gpt-oss's sinks", hint="eager")
+    if attn_implementation != "auto":
+        return attn_implementation
+    if for_training or device.type != "cuda" or importlib.util.find_spec("kernels") is None:
+        return "eager"
+    return FLASH if torch.cuda.get_device_capability(device)[0] == 9 else "eager"
+
+
+def load_tokenizer(
+    name: str | Path, *, date: str | None = None, cache_dir: Path | None = None
+) -> PreTrainedTokenizerFast:
+    """Load the tokenizer, padding left, its template pinned to `date` (YYYY-MM-DD) if one is given.
+
+    gpt-oss's template prints today's date, so prompts would otherwise change overnight.
+    """
+    path = resolve_model(name, cache_dir=cache_dir)
+    read_config(path)  # the same clear refusals as for the model
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.padding_side = "left"
+    if date is not None:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
+            raise ConfigError(f"date {date!r} is not of the form YYYY-MM-DD")
+        tokenizer.chat_template = tokenizer.chat_template.replace(_TODAY, f'"{date}"')
+    return tokenizer
+
+
+def base_of(adapter: str | Path) -> str:
+    """The base model named in an adapter's adapter_config.json."""
+    path = Path(adapter) / "adapter_config.json"
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except FileNotFoundError:
+        raise ConfigError(f"{adapter} is no adapter folder: {path.name} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} does not name its base model") from None
+    if not base:
+        raise ConfigError(f"{path} does not name its base model", hint="name the base model")
+    return str(base)
+
+
+def load_with_adapter(
+    base: str | Path | None, adapter: str | Path, *, trainable: bool = False, **options: Any
+) -> PeftModel:
+    """Load `base` (None: the adapter's own) and put the adapter on it, unmerged, with stock PEFT.
+
+    `options` are those of `load_model`; `for_training` follows `trainable` unless given.
+    """
+    named = base_of(adapter)
+    options.setdefault("for_training", trainable)
+    model = load_model(base or named, **options)
+    with quiet():
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+
+
+def without_router_loss(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch off the load-balancing loss, which TRL adds at the checkpoint's own 0.9."""
+    model.config.router_aux_loss_coef = 0.0
+    model.config.output_router_logits = False
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings off stderr; errors are raised, not logged."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _weight_type(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown", hint="use auto, " + ", ".join(DTYPES))
+    return DTYPES[dtype]

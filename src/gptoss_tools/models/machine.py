@@ -1,0 +1,137 @@
+"""What a model needs and what this machine has, answered from config shapes before anything loads.
+
+Estimates count weights exactly and activations roughly; they are lower bounds meant to refuse the
+hopeless, not to promise that the last gigabyte suffices. Nothing here loads a weight.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import GptOssConfig
+
+from gptoss_tools.errors import ConfigError, MachineError
+
+GB = 1e9
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that one copy of a model takes."""
+
+    parameters: int
+    packed: int  # as in the MXFP4 checkpoint: experts 4.25 bits each, the rest bf16
+    bfloat16: int  # everything dequantised
+    float32: int
+    training: int  # dequantised weights, adapter with Adam, activations with checkpointing
+
+
+def estimate_memory(
+    config: GptOssConfig,
+    *,
+    lora_r: int = 4,
+    tokens: int = 5000,
+    weight_bytes: int = 2,
+) -> MemoryEstimate:
+    """Bytes from shapes. `tokens` is rows times length of one micro-step; `weight_bytes` 2 or 4.
+
+    Training adds 16 bytes per parameter of an attention adapter (float32 weight, gradient and two
+    moments) and, per token, what gradient checkpointing keeps (hidden states of every layer) plus
+    0.25 MB per 2880 hidden units for the layer being recomputed. Eager attention's score matrix,
+    heads * length^2, comes on top where the prompts are long.
+    """
+    hidden, layers, experts = (
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_local_experts,
+    )
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    packed = layers * experts * 3 * hidden * config.intermediate_size
+    attention = 2 * hidden * queries + 2 * hidden * keys  # q, o; k, v
+    attention += queries + 2 * keys + hidden + config.num_attention_heads  # biases, sinks
+    other = experts * (hidden + 1) + 2 * hidden + experts * (2 * config.intermediate_size + hidden)
+    plain = layers * (attention + other) + hidden + 2 * config.vocab_size * hidden
+    adapter = layers * lora_r * (2 * (hidden + queries) + 2 * (hidden + keys))
+    activations = tokens * hidden * (2 * layers + 90) * weight_bytes // 2
+    parameters = packed + plain
+    return MemoryEstimate(
+        parameters=parameters,
+        packed=packed // 2 + packed // 32 + 2 * plain,
+        bfloat16=2 * parameters,
+        float32=4 * parameters,
+        training=weight_bytes * parameters + 16 * adapter + activations,
+    )
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """`auto` is this process's current GPU where there is one, else the CPU."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} is none", hint="auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise MachineError(
+            f"device {device} is not there: {torch.cuda.device_count()} CUDA GPUs are visible",
+            hint="use device auto or cpu",
+        )
+    return chosen
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free bytes on the GPU, or free RAM within this process's control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    for name in _CGROUP_LIMITS:
+        try:
+            free = min(free, int(Path(name).read_text()))
+        except (OSError, ValueError):  # no control group, or "max"
+            continue
+    return free
+
+
+def require_memory(
+    config: GptOssConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = False,
+    for_training: bool = False,
+) -> None:
+    """Raise MachineError, in numbers, if the weights alone (or training) cannot fit on `device`."""
+    width = torch.empty(0, dtype=dtype).element_size()
+    need = estimate_memory(config, weight_bytes=width)
+    bytes_needed = need.training if for_training else width * need.parameters
+    what = "training" if for_training else "loading"
+    if quantized:
+        bytes_needed, what = need.packed, "loading packed"
+    free = available_bytes(device)
+    if bytes_needed > free:
+        raise MachineError(
+            f"{what} this model needs about {bytes_needed / GB:.1f} GB on {device}, which has "
+            f"{free / GB:.1f} GB free",
+            hint="use a larger GPU, or `--model tiny` to try the commands out",
+        )
+
+
+def packed_support(device: torch.device) -> str | None:
+    """Why experts cannot stay packed in MXFP4 on this machine, or None where they can."""
+    if device.type != "cuda":
+        return "it needs a CUDA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (7, 5):
+        return f"the GPU's compute capability is {major}.{minor}, and 7.5 is needed"
+    for package in ("triton", "kernels"):
+        if importlib.util.find_spec(package) is None:
+            return f"the package {package} is not installed"
+    return None
