@@ -1,0 +1,265 @@
+"""What a run tells: metrics.jsonl, completions.csv, log.txt, and progress for whoever watches.
+
+Files are only ever appended to. After a kill, records of steps that were lost and are done again
+stay where they are: `segment` counts the starts of the run, and `read_metrics` keeps, of each
+step, what the segment that survived wrote. Trackers outside the run folder: `trackers`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from gptoss_tools.errors import RunFolderError
+
+SEED_COLUMNS = (
+    "step",
+    "micro_step",
+    "prompt",
+    "completion",
+    "action",
+    "reward",
+    "target_action",
+)
+COLUMNS = (*SEED_COLUMNS, "reason", "segment")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after a step; `eta` and `seconds` in seconds, None where unknown."""
+
+    step: int
+    max_steps: int
+    loss: float | None = None
+    reward: float | None = None
+    invalid: float | None = None
+    mean_length: float | None = None
+    tokens_per_second: float | None = None
+    seconds: float = 0.0
+    eta: float | None = None
+
+
+class Metrics(TrainerCallback):
+    """Append one JSON object per logging step, and hand a `Progress` to `on_step`.
+
+    On ranks other than 0, make none of these.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        segment: int,
+        on_step: Callable[[Progress], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.path, self.segment, self.on_step, self.clock = path, segment, on_step, clock
+        self.first_step = 0
+        self.started = self.last = clock()
+        self.last_tokens: float | None = None
+        self.records: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start the clocks; close a line that a kill cut off."""
+        self.first_step = state.global_step
+        self.started = self.last = self.clock()
+        self.last_tokens = state.num_input_tokens_seen or 0
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
+            if torn:
+                append(self.path, "\n")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write the record of this step; the summary at the end of training is no step."""
+        if not logs or "train_runtime" in logs:
+            return
+        record = self._record(state, logs)
+        self.records.append(record)
+        append(self.path, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        if self.on_step is not None:
+            self.on_step(self._progress(record, state.max_steps))
+
+    def _record(self, state, logs: Mapping[str, Any]) -> dict[str, Any]:
+        now = self.clock()
+        record: dict[str, Any] = {"step": state.global_step, "segment": self.segment}
+        for name, value in logs.items():
+            record.setdefault(name.replace("/", "_"), number(value))
+        tokens = record.get("num_tokens")
+        if tokens is not None and self.last_tokens is not None and now > self.last:
+            record["tokens_per_second"] = (tokens - self.last_tokens) / (now - self.last)
+        self.last_tokens = tokens if tokens is not None else self.last_tokens
+        record["step_seconds"] = now - self.last
+        record["seconds"] = now - self.started
+        self.last = now
+        return record
+
+    def _progress(self, record: Mapping[str, Any], max_steps: int) -> Progress:
+        done = record["step"] - self.first_step
+        left = max_steps - record["step"]
+        return Progress(
+            step=record["step"],
+            max_steps=max_steps,
+            loss=record.get("loss"),
+            reward=record.get("reward"),
+            invalid=invalid_share(record),
+            mean_length=record.get("completions_mean_length"),
+            tokens_per_second=record.get("tokens_per_second"),
+            seconds=record["seconds"],
+            eta=record["seconds"] / done * left if done > 0 else None,
+        )
+
+
+def invalid_share(record: Mapping[str, Any]) -> float | None:
+    """Return the share of completions that were no action, from a metrics record."""
+    for name in ("invalid_share", "invalid_total", "invalid"):
+        if name in record:
+            return record[name]
+    return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records that count, by step: those a later segment did again are dropped.
+
+    Lines that a kill cut off are skipped; a missing file is an empty list.
+    """
+    kept: list[dict[str, Any]] = []
+    if not path.exists():
+        return kept
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                step = int(record["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            while kept and kept[-1]["step"] >= step:
+                kept.pop()
+            kept.append(record)
+    return kept
+
+
+class CompletionLog:
+    """completions.csv: a header once, then rows, flushed with every call. Only rank 0 writes one."""
+
+    def __init__(self, path: Path, segment: int):
+        self.path, self.segment = path, segment
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._prepare()
+        except OSError as error:
+            if isinstance(error, RunFolderError):
+                raise
+            raise RunFolderError(
+                f"completion_log_path {path} cannot be written: {error.strerror}",
+                hint="choose another path, or log_completions = false",
+            ) from error
+
+    def __call__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows: dicts with the names in COLUMNS; others are left out."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in rows:
+            filled = {**row, "segment": self.segment}
+            writer.writerow([cell(filled.get(name)) for name in COLUMNS])
+        append(self.path, text.getvalue())
+
+    def _prepare(self) -> None:
+        header = ",".join(COLUMNS)
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            append(self.path, header + "\n")
+            return
+        quoted, last = False, b"\n"
+        with self.path.open("rb") as file:
+            found = file.readline().decode("utf-8", errors="replace").strip()
+            while block := file.read(1 << 20):
+                quoted ^= block.count(b'"') % 2 == 1
+                last = block[-1:]
+        if found != header:
+            raise RunFolderError(
+                f"completion_log_path {self.path} holds other columns: {found[:80]}",
+                hint=f"name a new file; its columns will be {header}",
+            )
+        if quoted or last != b"\n":  # a kill cut the last row off: close it, keep its text
+            append(self.path, ('"' if quoted else "") + "\n")
+
+
+def append(path: Path, text: str) -> None:
+    """Append `text` in one go, so that lines of two writers cannot mix."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        data = memoryview(text.encode("utf-8", errors="replace"))
+        while data:
+            data = data[os.write(handle, data) :]
+    finally:
+        os.close(handle)
+
+
+def number(value: Any) -> Any:
+    """Return `value` as strictly valid JSON has it: NaN and infinities are null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def cell(value: Any) -> Any:
+    """Return `value` as a CSV cell: None and NaN are empty."""
+    value = number(value)
+    return "" if value is None else value
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[logging.Logger]:
+    """Collect what the libraries log and warn about in `path` meanwhile, instead of on stderr."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_ShortFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    own = logging.getLogger("gptoss_tools")
+    roots = [logging.getLogger()]
+    roots += [
+        logger
+        for name in ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
+        if not (logger := logging.getLogger(name)).propagate
+    ]
+    muted = [(h, h.level) for logger in roots[1:] for h in logger.handlers]
+    levels = [(logger, logger.level) for logger in [*roots[1:], own]]
+    for others, _ in muted:
+        others.setLevel(max(others.level, logging.ERROR))
+    for logger, _ in levels:
+        logger.setLevel(logging.INFO if logger is own else logging.WARNING)
+    for logger in roots:
+        logger.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield own
+    finally:
+        logging.captureWarnings(False)
+        for logger in roots:
+            logger.removeHandler(handler)
+        for logger, level in levels:
+            logger.setLevel(level)
+        for others, level in muted:
+            others.setLevel(level)
+        handler.close()
+
+
+class _ShortFormatter(logging.Formatter):
+    """Cut what libraries log whole prompts into."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, at most 2000 characters."""
+        line = super().format(record)
+        return line if len(line) <= 2000 else line[:2000] + " ..."
