@@ -67,11 +67,13 @@ def typer_function(spec: Command, submit: Callable[[Request], None]) -> Callable
         flags = {k: v for k, v in values.items() if v is not None and v != []}
         submit(Request(spec, flags, config, mode, verbose))
 
+    own = spec.settings.__annotations__
     parameters = [
         _parameter(name, info, name == spec.positional)
         for name, info in spec.settings.model_fields.items()
         if name != "trainer"
     ]
+    parameters.sort(key=lambda p: (p.name != spec.positional, p.name not in own))
     common = {
         "config_": (
             str | None,
@@ -84,7 +86,6 @@ def typer_function(spec: Command, submit: Callable[[Request], None]) -> Callable
     for name, (kind, option) in common.items():
         default = None if name == "config_" else False
         parameters.append(_keyword(name, kind, option, default))
-    parameters.sort(key=lambda p: p.name != spec.positional)
     parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     parsed.__annotations__ = {p.name: p.annotation for p in parameters}
     return parsed
