@@ -1,0 +1,142 @@
+"""Write table files: CSV, JSONL and Parquet, chunk by chunk, whole or not at all.
+
+Output is always UTF-8 with commas: later commands read it without options. Leaves out what the
+columns mean (core.data).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from gptoss_tools.core.publish import sync, temporary_name
+from gptoss_tools.core.tables import SUFFIXES, values
+from gptoss_tools.errors import DataError
+
+_SPECIAL_CELL = r'[",\r\n]'
+
+
+class TableWriter:
+    """Write frames to a table that appears whole or not at all.
+
+    Use it as a context manager, or call `commit` or `abort` yourself to finish several files
+    together. Float columns are written in the shortest form that reads back to the same number.
+    """
+
+    def __init__(self, target: str | Path):
+        # A link keeps pointing at its file: the file behind it is replaced.
+        self.target = Path(os.path.realpath(target))
+        self.suffix = self.target.suffix.lower()
+        if self.suffix not in SUFFIXES:
+            raise DataError(f"{target} is not a table", hint=f"known kinds: {', '.join(SUFFIXES)}")
+        self._temporary = temporary_name(self.target)
+        self._columns: list[str] | None = None
+        self._parquet: pyarrow.parquet.ParquetWriter | None = None
+        self._file = self._temporary.open("wb")
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Append the rows of a frame; a CSV or Parquet table keeps the columns of the first one."""
+        first = self._columns is None
+        if first:
+            self._columns = list(frame.columns)
+        if self.suffix == ".jsonl":
+            columns = [values(frame, name) for name in frame.columns]
+            for row in zip(*columns, strict=True):
+                record = dict(zip(frame.columns, row, strict=True))
+                self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        elif list(frame.columns) != self._columns:
+            raise DataError(f"{self.target}: the columns of later rows differ from the first ones")
+        elif self.suffix == ".csv":
+            if first:
+                self._file.write(_csv_text([[str(name)] for name in frame.columns]))
+            self._file.write(_csv_text([_cells(frame, name) for name in frame.columns]))
+        else:
+            self._write_parquet(frame)
+
+    def commit(self) -> None:
+        """Sync what was written and give it the target's name."""
+        self._close()
+        sync(self._temporary)
+        if self.target.exists():
+            os.chmod(self._temporary, self.target.stat().st_mode & 0o7777)
+        os.replace(self._temporary, self.target)
+        sync(self.target.parent)
+
+    def abort(self) -> None:
+        """Remove what was written; the target is as it was."""
+        self._close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.abort()
+
+    def _write_parquet(self, frame: pd.DataFrame) -> None:
+        columns = {str(name): _arrow(frame, name) for name in frame.columns}
+        if self._parquet is None:
+            table = pa.table(columns)
+            self._parquet = pyarrow.parquet.ParquetWriter(self._file, table.schema)
+        table = pa.table(columns).cast(self._parquet.schema)
+        self._parquet.write_table(table)
+
+    def _close(self) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+            self._parquet = None
+        self._file.close()
+
+
+def _arrow(frame: pd.DataFrame, column: str) -> pa.Array:
+    array = frame[column].array
+    if hasattr(array, "__arrow_array__"):
+        found = pa.array(array)
+        return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    if frame[column].dtype == float:
+        return pa.array(frame[column].to_numpy(), from_pandas=True)
+    return pa.array(values(frame, column))
+
+
+def _cells(frame: pd.DataFrame, column: str) -> list[str] | pa.Array:
+    """Text of a CSV column: floats by repr, messages as JSON, nothing for what is not there."""
+    if frame[column].dtype == float:
+        return [repr(x) if x == x else "" for x in frame[column].tolist()]
+    array = frame[column].array
+    if hasattr(array, "__arrow_array__"):
+        found = _arrow(frame, column)
+        if pa.types.is_string(found.type) or pa.types.is_large_string(found.type):
+            return found
+    return [
+        v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False)
+        for v in values(frame, column)
+    ]
+
+
+def _csv_text(columns: list[list[str] | pa.Array]) -> bytes:
+    """Rows of a CSV file, quoted where needed, without a Python loop over cells."""
+    quoted = []
+    quote, nothing = pa.scalar('"', pa.large_string()), pa.scalar("", pa.large_string())
+    for column in columns:
+        cells = pc.fill_null(pa.array(column, pa.large_string()), "")
+        needs = pc.match_substring_regex(cells, _SPECIAL_CELL)
+        if len(columns) == 1:  # an empty line would be no row at all
+            needs = pc.or_(needs, pc.equal(cells, ""))
+        doubled = pc.replace_substring(cells, '"', '""')
+        wrapped = pc.binary_join_element_wise(quote, doubled, quote, nothing)
+        quoted.append(pc.if_else(needs, wrapped, cells))
+    lines = pc.binary_join_element_wise(*quoted, pa.scalar(",", pa.large_string()))
+    return "".join(f"{line}\n" for line in lines.to_pylist()).encode()

@@ -1,0 +1,245 @@
+"""Read table files in chunks: CSV, JSONL and Parquet, in bounded memory.
+
+CSV cells stay text, so what no command touches comes out as it went in (core.table_writer writes
+it). Leaves out what the columns mean (core.data).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from gptoss_tools.errors import ConfigError, DataError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none"})
+
+_BLOCK_BYTES = 8 << 20
+
+
+def read_chunks(
+    path: str | Path, *, encoding: str = "utf-8", delimiter: str = ",", chunk_rows: int = 50_000
+) -> Iterator[pd.DataFrame]:
+    """Yield a table as frames of at most `chunk_rows` rows; an empty table yields one empty frame.
+
+    CSV cells are text; JSONL values are Python objects; Parquet values keep their types. Raises
+    DataError naming the file, the row where one is at fault, and the option that helps.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist or is not a file")
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        chunks = _read_csv(path, encoding, delimiter, chunk_rows)
+    elif suffix == ".jsonl":
+        chunks = _read_jsonl(path, encoding, chunk_rows)
+    elif suffix == ".parquet":
+        chunks = _read_parquet(path, chunk_rows)
+    else:
+        raise DataError(f"{path} is not a table", hint=f"known kinds: {', '.join(SUFFIXES)}")
+    yield from chunks
+
+
+def values(frame: pd.DataFrame, column: str) -> list[Any]:
+    """One column as Python objects, None where there is no value."""
+    array = frame[column].array
+    if hasattr(array, "__arrow_array__"):
+        return pa.array(array).to_pylist()
+    return [None if v is None or v is pd.NA else v for v in array]
+
+
+def numbers(frame: pd.DataFrame, column: str, where: str, first_row: int = 1) -> np.ndarray:
+    """One column as float64, exactly as Python's float() reads it; NaN where there is no value.
+
+    Empty cells and the words NA, N/A, NaN, null, None are no value. `where` is the file and
+    `first_row` the 1-based number of the frame's first row, for the DataError of other text.
+    """
+    cells: Any = frame[column].array
+    if hasattr(cells, "__arrow_array__"):
+        cells = pa.array(cells)
+        try:
+            if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+                cells = pc.replace_with_mask(
+                    cells, pc.equal(cells, ""), pa.scalar(None, cells.type)
+                )
+            return pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            cells = cells.to_pylist()  # some cell is odd: find out which, at Python's pace
+    return np.array([_number(c, where, first_row + i, column) for i, c in enumerate(cells)], float)
+
+
+def _read_csv(path: Path, encoding: str, delimiter: str, chunk_rows: int) -> Iterator[pd.DataFrame]:
+    encoding = _codec(encoding)
+    header = _header(path, encoding, delimiter)
+    _refuse_open_quote(path, encoding, delimiter)
+    text = dict.fromkeys(header, pa.string())
+    try:
+        reader = pyarrow.csv.open_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(
+                block_size=_BLOCK_BYTES, encoding="utf8" if encoding == "utf-8-sig" else encoding
+            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=text, strings_can_be_null=False
+            ),
+        )
+        empty = True
+        for batch in reader:
+            for begin in range(0, batch.num_rows, chunk_rows):
+                empty = False
+                yield batch.slice(begin, chunk_rows).to_pandas(types_mapper=pd.ArrowDtype)
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        raise _diagnose(path, encoding, delimiter, len(header), error) from error
+    if empty:
+        yield pd.DataFrame({name: pd.array([], pd.ArrowDtype(pa.string())) for name in header})
+
+
+def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataFrame]:
+    row, empty = 0, True
+    with path.open("rb") as file:
+        while lines := list(islice(file, chunk_rows)):
+            records = []
+            for line in lines:
+                text = _decode(line, _codec(encoding), path, row + 1)
+                if not text.strip():
+                    continue
+                row += 1
+                try:
+                    record = json.loads(text)
+                except ValueError as error:
+                    raise DataError(f"{path} row {row} is not JSON: {error}") from error
+                if not isinstance(record, dict):
+                    raise DataError(f"{path} row {row} is not a JSON object")
+                records.append(record)
+            columns = list(dict.fromkeys(name for record in records for name in record))
+            if records:
+                empty = False
+                yield pd.DataFrame(
+                    {n: _objects([record.get(n) for record in records]) for n in columns}
+                )
+    if empty:
+        yield pd.DataFrame()
+
+
+def _read_parquet(path: Path, chunk_rows: int) -> Iterator[pd.DataFrame]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                yield file.read().to_pandas(types_mapper=pd.ArrowDtype)
+            for batch in file.iter_batches(batch_size=chunk_rows):
+                yield batch.to_pandas(types_mapper=pd.ArrowDtype)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            rows = csv.reader(file, delimiter=delimiter)
+            header = next((row for row in rows if row), None)
+    except (UnicodeError, csv.Error) as error:
+        raise _diagnose(path, encoding, delimiter, None, error) from error
+    if header is None:
+        raise DataError(f"{path} is empty: it has no header")
+    header[0] = header[0].removeprefix("\ufeff")
+    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has the column {twice[0]!r} more than once")
+    for other, flag in ((";", '";"'), ("\t", "$'\\t'"), (",", ","), ("|", '"|"')):
+        if len(header) == 1 and other != delimiter and other in header[0]:
+            raise DataError(
+                f"{path} has a single column named {header[0]!r}", hint=f"try --delimiter {flag}"
+            )
+    return header
+
+
+def _refuse_open_quote(path: Path, encoding: str, delimiter: str) -> None:
+    """A quote that is never closed swallows all rows after it, and fast readers say nothing."""
+    with path.open("rb") as file:
+        quotes = sum(block.count(b'"') for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+    if quotes % 2 == 0:
+        return
+    row = 0
+    with path.open(encoding=encoding, newline="", errors="replace") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            while next(reader, None) is not None:
+                row += 1
+        except (UnicodeError, csv.Error) as error:
+            if "unexpected end of data" in str(error):
+                raise DataError(f"{path} row {row} opens a quote that is never closed") from error
+
+
+def _diagnose(
+    path: Path, encoding: str, delimiter: str, width: int | None, error: Exception
+) -> DataError:
+    """Find the row that a fast reader could not read, with a slow one that counts rows."""
+    try:
+        with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
+            for row, cells in enumerate(filter(None, csv.reader(file, delimiter=delimiter))):
+                place = f"{path} row {row}" if row else f"{path}, header"
+                if re.search("[\udc80-\udcff]", "".join(cells)):
+                    return _wrong_encoding(place, encoding)
+                if width is not None and len(cells) != width:
+                    return DataError(
+                        f"{place} has {len(cells)} cells where the header has {width}",
+                        hint='a cell with a separator or a line break needs "quotes" around it',
+                    )
+    except (UnicodeError, csv.Error):
+        return _wrong_encoding(str(path), encoding)
+    return DataError(f"{path} cannot be read as CSV: {error}")
+
+
+def _wrong_encoding(place: str, encoding: str) -> DataError:
+    encoding = "utf-8" if encoding == "utf-8-sig" else encoding
+    return DataError(f"{place} is not {encoding} text", hint="try --encoding cp932, or utf-16")
+
+
+def _codec(encoding: str) -> str:
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ConfigError(
+            f"encoding {encoding!r} is unknown", hint="for example utf-8, cp932, utf-16, latin-1"
+        ) from None
+    # A byte order mark is never part of the first column's name.
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
+def _decode(line: bytes, encoding: str, path: Path, row: int) -> str:
+    try:
+        return line.decode(encoding)
+    except UnicodeError as error:
+        raise _wrong_encoding(f"{path} row {row}", encoding) from error
+
+
+def _number(cell: Any, where: str, row: int, column: str) -> float:
+    if cell is None or cell is pd.NA:
+        return float("nan")
+    if isinstance(cell, str) and cell.strip().lower() in MISSING_WORDS:
+        return float("nan")
+    try:
+        if isinstance(cell, bool | list | dict):
+            raise ValueError
+        return float(cell)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{where} row {row}, column {column}: {cell!r} is not a number") from None
+
+
+def _objects(cells: list[Any]) -> np.ndarray:
+    array = np.empty(len(cells), dtype=object)
+    array[:] = cells
+    return array
