@@ -1,0 +1,272 @@
+"""DecisionTrainer: TRL's GRPOTrainer on decision tables, with true masking and exact resume.
+
+The only file that subclasses TRL. Each override says what it replaces and why;
+tests/training/test_grpo_overrides.py lists them with the signatures relied upon. Leaves out the
+model, the tracker, and which checkpoints stay.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from gptoss_tools.core.completions import HarmonyTokens
+from gptoss_tools.core.publish import publish
+from gptoss_tools.core.stream import StepStream
+from gptoss_tools.errors import ConfigError, RunFolderError, TrainingError
+from gptoss_tools.training import masking
+from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
+from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
+from gptoss_tools.training.sampling import GenerationSampler
+
+__all__ = ["DecisionReward", "DecisionTrainer", "build_dataset", "make_config"]
+
+STATE_NAME = "rollout_state_{rank}.pt"
+
+
+class DecisionTrainer(GRPOTrainer):
+    """Train `model` (a PEFT model, or a plain one for full fine-tuning) on `train_dataset`.
+
+    `on_completions` gets one list of records per generation batch, `on_checkpoint` the folder of a
+    checkpoint that has just become complete; both on the main process only. Checkpoints are
+    `checkpoints/step-000020` (default folder: output_dir/checkpoints). `allow_changes` lets a
+    resume go on without the state that would make it exact.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel | torch.nn.Module,
+        args: GRPOConfig,
+        train_dataset: datasets.Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: DecisionReward,
+        on_completions: Callable[[list[Record]], None] | None = None,
+        on_checkpoint: Callable[[Path], None] | None = None,
+        checkpoints: str | Path | None = None,
+        allow_changes: bool = False,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        self.reward = reward
+        self.on_completions = on_completions
+        self.on_checkpoint = on_checkpoint
+        self.checkpoints = Path(checkpoints or Path(args.output_dir) / "checkpoints")
+        self.allow_changes = allow_changes
+        self.watch = InvalidWatch()
+        self._keep: torch.Tensor | None = None
+        self._valid_rows_in_window = 0
+        self._restored: dict[str, Any] = {}
+        prompts = args.per_device_train_batch_size * args.world_size // args.num_generations
+        self.stream = StepStream(len(train_dataset), prompts, args.num_generations, args.seed)
+        if self.stream.clipped:
+            raise ConfigError(
+                f"prompts_per_step is {prompts} and the table has {len(train_dataset)} rows",
+                hint="make_config(..., rows=len(dataset)) clips it",
+            )
+        tokens = HarmonyTokens.from_tokenizer(tokenizer)
+        tokenizer.pad_token = "<|endoftext|>"
+        # Generation stops at any of the three; TRL reads the list from here.
+        model.generation_config.eos_token_id = [tokens.return_, tokens.call, tokens.endoftext]
+        super().__init__(
+            model=model,
+            args=args,
+            reward_funcs=reward,
+            train_dataset=train_dataset,
+            processing_class=tokenizer,
+            callbacks=[*(callbacks or []), _Window(self)],
+        )
+        self.remove_callback(PrinterCallback)  # stdout belongs to results
+        # generate() counts positions from the first real token, TRL's scoring counts the padding
+        # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
+        for scored in filter(None, (self.model, self.ref_model)):
+            scored.register_forward_pre_hook(_add_position_ids, with_kwargs=True)
+
+    def _send_telemetry(self) -> None:
+        """Replaces TRL's usage ping: this program reports to nobody."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Replaces TRL's README at every save: the run folder describes itself."""
+
+    def _get_train_sampler(self, dataset: datasets.Dataset | None = None) -> Sampler:
+        """Replaces TRL's epoch shuffle: rows are a pure function of (seed, micro-step)."""
+        return GenerationSampler(
+            self.stream,
+            micro_steps=self.args.max_steps * self.args.gradient_accumulation_steps,
+            steps_per_generation=self.args.steps_per_generation,
+            num_iterations=self.num_iterations,
+        )
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
+        """Replaces TRL's: prompts are Harmony text already, no template and no BOS is added."""
+        return tokenize(self.processing_class, prompts), None, {}
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """Extends TRL's: hand out the records, refuse inf, remember which rows have no reward."""
+        with masking.without_unscorable_warning():
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if torch.isinf(rewards).any():
+            raise TrainingError("the reward function returned an infinite reward")
+        start = self.accelerator.process_index * len(prompts)
+        self._keep = ~torch.isnan(rewards).all(dim=1)[start : start + len(prompts)]
+        self._publish_records(gather_object(self.reward.records))
+        return rewards
+
+    def _generate_and_score_completions(self, inputs):
+        """Extends TRL's: rows without a reward also leave the loss, its denominators and the KL."""
+        batch = super()._generate_and_score_completions(inputs)
+        masking.mask_rows(batch, self._keep, self.accelerator.gather)
+        return batch
+
+    def _prepare_inputs(self, generation_batch):
+        """Extends TRL's: put the loss's correction for masked rows beside each new micro-batch."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training and self._buffered_inputs is not before:
+            scale = masking.loss_scale(
+                self.loss_type, self._buffered_inputs, self.accelerator.gather
+            )
+            for micro_batch in self._buffered_inputs:
+                micro_batch["loss_scale"] = scale
+        return inputs
+
+    def _compute_loss(self, model, inputs):
+        """Extends TRL's: apply that correction, and count the rows the optimizer step rests on."""
+        loss = super()._compute_loss(model, inputs)
+        if self.model.training:
+            self._valid_rows_in_window += int(inputs["completion_mask"].any(dim=1).sum())
+        return loss * inputs["loss_scale"].to(loss) if "loss_scale" in inputs else loss
+
+    def _publish_records(self, records: list[Record]) -> None:
+        """Number the records of a generation batch, all processes together, and pass them on.
+
+        `step` counts finished optimizer steps; `micro_step` (from 1) is the draw the prompt came
+        from, counted from the step's first. TRL shuffles rows over the generation batch before it
+        cuts micro-batches, so it is not necessarily the micro-batch the row is trained in.
+        """
+        if not (self.accelerator.is_main_process and self.model.training):
+            return
+        first = self._step % self.args.gradient_accumulation_steps
+        rows_per_draw = self.stream.prompts_per_step * self.num_generations
+        for place, record in enumerate(records):
+            record["step"] = self.state.global_step
+            record["micro_step"] = first + place // rows_per_draw + 1
+        if self.reward.invalid_reward == "mask" and records:
+            self.watch.update(sum(r["reason"] != "ok" for r in records) / len(records))
+        if self.on_completions is not None:
+            self.on_completions(records)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Extends TRL's: add the rollout state, and let the folder appear whole, as step-NNNNNN."""
+        name = f"step-{self.state.global_step:06d}"
+        staging = self.checkpoints / f".tmp-save-{name}"  # one name on all processes
+        if self.accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        home, self.args.output_dir = self.args.output_dir, str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = home
+        folder = staging / f"checkpoint-{self.state.global_step}"
+        torch.save(self._rollout_state(), folder / _state_name(self.args.process_index))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            final = publish(folder, self.checkpoints / name, step=self.state.global_step)
+            shutil.rmtree(staging, ignore_errors=True)
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(final)
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """Extends TRL's: restore what it does not save, so that a resume is exact at any step."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        path = Path(checkpoint) / _state_name(self.args.process_index)
+        fits = path.is_file()
+        if fits:
+            state = torch.load(path, map_location=self.args.device, weights_only=True)
+            fits = state["layout"] == self._layout()
+        if not fits and not self.allow_changes:
+            raise RunFolderError(
+                f"{checkpoint} was not written by a run of this batch layout",
+                hint="use the same processes and batch settings, or --allow-changes",
+            )
+        if fits:
+            self._buffered_inputs = state["buffer"]
+            self._current_train_step_time = state["step_time"]
+            self.watch.load(state["watch"])
+            self._metrics["train"].update(state["metrics"])
+            self._restored = state["loss"]  # Trainer resets its own after this; see _Window
+
+    def _rollout_state(self) -> dict[str, Any]:
+        """Plain tensors and numbers: the generation buffer and everything not yet logged."""
+        return {
+            "layout": self._layout(),
+            "buffer": self._buffered_inputs,
+            "step_time": self._current_train_step_time,
+            "watch": self.watch.state(),
+            "metrics": dict(self._metrics["train"]),
+            "loss": {
+                "_tr_loss": self._tr_loss,
+                "_total_loss_scalar": self._total_loss_scalar,
+                "_globalstep_last_logged": self._globalstep_last_logged,
+            },
+        }
+
+    def _layout(self) -> list[int]:
+        args = self.args
+        return [
+            args.world_size,
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.steps_per_generation,
+            args.num_iterations,
+        ]
+
+
+class _Window(TrainerCallback):
+    """What has to happen inside Trainer's loop, where no method can be overridden."""
+
+    def __init__(self, trainer: DecisionTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Put back the running loss between two log lines, which Trainer has just reset."""
+        for name, value in self.trainer._restored.items():
+            setattr(self.trainer, name, value)
+        self.trainer._restored = {}
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Without a single valid row, leave weights and moments alone: Adam skips absent grads."""
+        trainer = self.trainer
+        count = torch.tensor([trainer._valid_rows_in_window], device=args.device)
+        trainer._valid_rows_in_window = 0
+        if not int(trainer.accelerator.gather(count).sum()):
+            trainer.model.zero_grad(set_to_none=True)
+
+
+def _state_name(rank: int) -> str:
+    return STATE_NAME.format(rank=rank)
+
+
+def _add_position_ids(module, args, kwargs):
+    if kwargs.get("fused_lm_head") and "position_ids" not in kwargs:
+        mask = kwargs["attention_mask"]
+        kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return args, kwargs

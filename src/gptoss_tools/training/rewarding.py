@@ -1,0 +1,192 @@
+"""From TRL's batched reward call to one decision, one reward and one record per completion.
+
+TRL hands over text without special tokens, in which analysis and final run together; everything
+here is read from `completion_ids`. Leaves out what an answer means (core.actions), what it is worth
+(core.rewards) and where records are written (the caller's sink).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from gptoss_tools import registry
+from gptoss_tools.core import rewards as core_rewards
+from gptoss_tools.core.actions import INVALID_REASONS, Reason, compile_pattern, parse_action
+from gptoss_tools.core.completions import HarmonyTokens, parse_completion
+from gptoss_tools.errors import TrainingError
+from gptoss_tools.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+"""One completion: row (0-based table row), prompt, completion (Harmony markers kept), action,
+reward, target_action, reason, regret; the trainer adds step and micro_step."""
+
+
+class DecisionReward:
+    """TRL reward function: list of floats, None where the completion is to be masked.
+
+    `records` holds the last call's records in order; the trainer takes them from there.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        reward: str = "decision",
+        invalid_reward: float | str = "mask",
+        action_pattern: str | None = None,
+    ):
+        self.function = registry.get("reward", reward)
+        self.invalid_reward = core_rewards.parse_invalid_reward(invalid_reward)
+        self.pattern = compile_pattern(action_pattern)
+        self.tokens = HarmonyTokens.from_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.records: list[Record] = []
+        self.__name__ = "decision"  # TRL names its metrics after it
+
+    @classmethod
+    def from_settings(
+        cls, settings: TrainSettings, tokenizer: PreTrainedTokenizerBase
+    ) -> DecisionReward:
+        """Build it from `reward`, `invalid_reward` and `action_pattern`."""
+        return cls(
+            tokenizer,
+            reward=settings.reward,
+            invalid_reward=settings.invalid_reward,
+            action_pattern=settings.action_pattern,
+        )
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Score a batch; `columns` are the dataset's, one list per column, and TRL's extras."""
+        names = [name for name, values in columns.items() if _is_column(values, len(prompts))]
+        self.records = [
+            self._score(prompts[i], completion_ids[i], {name: columns[name][i] for name in names})
+            for i in range(len(prompts))
+        ]
+        if log_metric is not None:
+            n_actions = sum(name.startswith("reward_action_") for name in names)
+            for name, value in metrics(self.records, n_actions):
+                log_metric(name, value)
+        return [record["reward"] for record in self.records]
+
+    def _score(self, prompt: str, ids: Sequence[int], columns: dict[str, Any]) -> Record:
+        rewards_K = _values(columns, "reward")
+        completion = parse_completion(ids, self.tokens, self._decode)
+        decision = parse_action(completion, int(columns["n_actions"]), self.pattern)
+        row = {"prompt": prompt, **columns}
+        try:
+            score = self.function(decision, rewards_K, completion, row)
+            reward = core_rewards.settle(score, decision, self.invalid_reward)
+        except Exception as error:
+            name = getattr(self.function, "__name__", repr(self.function))
+            raise TrainingError(
+                f"the reward function {name} failed on row {columns['row'] + 1}: "
+                f"{type(error).__name__}: {error}",
+                hint="it is called as f(decision, rewards_K, completion, row)",
+            ) from error
+        return {
+            "row": columns["row"],
+            "prompt": prompt,
+            "completion": self._decode(list(ids)),
+            "action": decision.action,
+            "reward": reward,
+            "target_action": _best(rewards_K),
+            "reason": str(decision.reason),
+            "regret": _regret(_values(columns, "q"), decision.action),
+        }
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def metrics(records: Sequence[Record], n_actions: int) -> list[tuple[str, float]]:
+    """Shares of all completions by reason and by action, and each valid answer's regret.
+
+    Names may repeat (`regret` comes once per answer); TRL averages values of one name.
+    """
+    total = max(len(records), 1)
+    reasons = Counter(record["reason"] for record in records)
+    out = [("invalid/share", 1 - reasons[Reason.OK] / total)]
+    out += [(f"invalid/{reason}", reasons[reason] / total) for reason in INVALID_REASONS]
+    out.append(("masked/share", sum(r["reward"] is None for r in records) / total))
+    actions = Counter(r["action"] for r in records if r["action"] is not None)
+    out += [(f"action/{action}", actions[action] / total) for action in range(n_actions)]
+    out += [("regret", r["regret"]) for r in records if r["regret"] is not None]
+    return out
+
+
+class InvalidWatch:
+    """Warn when invalid answers become more frequent while nothing punishes them.
+
+    The share is smoothed over about five generation batches. The first warning comes when it has
+    doubled from its lowest value or gone half the way from there to 1 (and is at least a tenth),
+    the next when it has doubled again.
+    """
+
+    def __init__(self) -> None:
+        self.share: float | None = None
+        self.limit = math.inf
+        self.warned = False
+
+    def update(self, share: float) -> bool:
+        """Take the share of one generation batch; True (and a logged warning) if it is time."""
+        self.share = share if self.share is None else 0.8 * self.share + 0.2 * share
+        if not self.warned:
+            self.limit = min(self.limit, max(0.1, min(2 * self.share, (1 + self.share) / 2)))
+        if self.share < self.limit:
+            return False
+        self.limit, self.warned = 2 * self.share, True
+        logger.warning(
+            "%.0f %% of the answers are invalid and becoming more: with invalid_reward = mask "
+            "nothing punishes them; a number below all rewards does",
+            100 * self.share,
+        )
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return dict(vars(self))
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        vars(self).update(state)
+
+
+def _is_column(values: Any, length: int) -> bool:
+    return isinstance(values, list) and len(values) == length
+
+
+def _values(columns: dict[str, Any], kind: str) -> list[float]:
+    """The row's `{kind}_action_0..` as floats, NaN where there is none; [] without such columns."""
+    values: list[float] = []
+    while (name := f"{kind}_action_{len(values)}") in columns:
+        value = columns[name]
+        values.append(math.nan if value is None else float(value))
+    return values
+
+
+def _best(rewards_K: Sequence[float]) -> int | None:
+    known = [k for k, value in enumerate(rewards_K) if not math.isnan(value)]
+    return max(known, key=lambda k: rewards_K[k]) if known else None
+
+
+def _regret(q_K: Sequence[float], action: int | None) -> float | None:
+    """max Q - Q[action], None where either is unknown or -inf."""
+    known = [value for value in q_K if math.isfinite(value)]
+    if action is None or action >= len(q_K) or not math.isfinite(q_K[action]):
+        return None
+    return max(known) - q_K[action]
