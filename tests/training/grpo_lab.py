@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 
+from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.registry import register
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.grpo import DecisionReward, DecisionTrainer, build_dataset, make_config
 
 SPECIALS = [
     f"<|{name}|>"
-    for name in "startoftext endoftext return constrain channel start end message call".split()
+    for name in [
+        "startoftext",
+        "endoftext",
+        "return",
+        "constrain",
+        "channel",
+        "start",
+        "end",
+        "message",
+        "call",
+    ]
 ]
 PROMPT_END = "<|end|><|start|>assistant"
 ALWAYS_MASKED_ROW = 2
@@ -95,15 +106,18 @@ def tiny_model(seed: int = 0, lora: bool = True, dropout: float = 0.0) -> torch.
     return model
 
 
-def table(rows: int = 5, actions: int = 3) -> SimpleNamespace:
+def table(rows: int = 5, actions: int = 3) -> DecisionTable:
     """Prompts of different lengths, so that batches are padded."""
     values = np.random.default_rng(0).normal(size=(rows, actions))
-    return SimpleNamespace(
+    return DecisionTable(
         prompts=[f"<|start|>user<|message|>{'ab' * (i + 1)}{PROMPT_END}" for i in range(rows)],
         q=values,
         rewards=np.exp(values),
         n_actions=np.full(rows, actions),
-        where=lambda row: f"table.csv row {row + 1}",
+        columns=pd.DataFrame(index=range(rows)),
+        sha256="",
+        _starts=[0],
+        _paths=["table.csv"],
     )
 
 

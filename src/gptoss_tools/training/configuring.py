@@ -15,6 +15,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.stream import value_columns
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models.machine import resolve_device
@@ -79,7 +80,7 @@ OURS = frozenset(
 def make_config(
     settings: TrainSettings, output_dir: str, world_size: int = 1, rows: int | None = None
 ) -> GRPOConfig:
-    """The GRPOConfig of a run; `rows` (of the dataset) clips prompts_per_step.
+    """The GRPOConfig of a run whose checkpoints go to `output_dir`; `rows` clips prompts_per_step.
 
     Raises ConfigError where the global micro-batch of prompts_per_step * num_generations rows does
     not divide over the processes, and for what [trainer] may not or cannot hold.
@@ -129,14 +130,19 @@ def make_config(
 
 
 def build_dataset(
-    table: Any, tokenizer: PreTrainedTokenizerBase, settings: TrainSettings
+    table: DecisionTable, tokenizer: PreTrainedTokenizerBase, settings: TrainSettings
 ) -> tuple[datasets.Dataset, int]:
-    """The DecisionTable as a Dataset, and how many rows were dropped for their long prompts.
+    """The table as a Dataset, and how many rows were dropped for their long prompts.
 
     Columns: row (0-based table row), prompt (Harmony text), n_actions, reward_action_k and, where
     the table has them, q_action_k. Raises DataError naming the row of a prompt of more than
-    `max_prompt_length` tokens unless `long_prompts` is "drop", and if no row is left.
+    `max_prompt_length` tokens unless `long_prompts` is "drop", if no row is left, and for a table
+    without rewards.
     """
+    if table.rewards is None:
+        raise DataError(
+            f"{table.where(0)}: there are no reward_action columns", hint="run gptoss calc-reward"
+        )
     lengths = [len(ids) for ids in tokenize(tokenizer, list(table.prompts))]
     keep = [i for i, length in enumerate(lengths) if length <= settings.max_prompt_length]
     dropped = len(lengths) - len(keep)
@@ -153,7 +159,7 @@ def build_dataset(
         raise DataError(
             "no row is left to train on: "
             + ("all prompts are too long" if dropped else "the table is empty"),
-            hint=f"the longest prompt has {max(lengths)} tokens" if dropped else None,
+            hint=f"the shortest has {min(lengths)} tokens" if dropped else None,
         )
     columns: dict[str, list[Any]] = {
         "row": keep,

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.utils import gather_object
+from peft import get_peft_model
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
@@ -28,6 +29,8 @@ from gptoss_tools.core.completions import HarmonyTokens
 from gptoss_tools.core.publish import publish
 from gptoss_tools.core.stream import StepStream
 from gptoss_tools.errors import ConfigError, RunFolderError, TrainingError
+from gptoss_tools.models.lora import lora_config
+from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training import masking
 from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
@@ -41,10 +44,9 @@ STATE_NAME = "rollout_state_{rank}.pt"
 class DecisionTrainer(GRPOTrainer):
     """Train `model` (a PEFT model, or a plain one for full fine-tuning) on `train_dataset`.
 
-    `on_completions` gets one list of records per generation batch, `on_checkpoint` the folder of a
-    checkpoint that has just become complete; both on the main process only. Checkpoints are
-    `checkpoints/step-000020` (default folder: output_dir/checkpoints). `allow_changes` lets a
-    resume go on without the state that would make it exact.
+    `on_completions` gets one list of records per generation batch, on the main process only.
+    Checkpoints are `step-000020` in `args.output_dir`; which of them stay is decided elsewhere.
+    `allow_changes` lets a resume go on without the state that would make it exact.
     """
 
     def __init__(
@@ -56,15 +58,11 @@ class DecisionTrainer(GRPOTrainer):
         tokenizer: PreTrainedTokenizerBase,
         reward: DecisionReward,
         on_completions: Callable[[list[Record]], None] | None = None,
-        on_checkpoint: Callable[[Path], None] | None = None,
-        checkpoints: str | Path | None = None,
         allow_changes: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.reward = reward
         self.on_completions = on_completions
-        self.on_checkpoint = on_checkpoint
-        self.checkpoints = Path(checkpoints or Path(args.output_dir) / "checkpoints")
         self.allow_changes = allow_changes
         self.watch = InvalidWatch()
         self._keep: torch.Tensor | None = None
@@ -75,7 +73,7 @@ class DecisionTrainer(GRPOTrainer):
         if self.stream.clipped:
             raise ConfigError(
                 f"prompts_per_step is {prompts} and the table has {len(train_dataset)} rows",
-                hint="make_config(..., rows=len(dataset)) clips it",
+                hint="a step draws distinct rows: lower prompts_per_step or add rows",
             )
         tokens = HarmonyTokens.from_tokenizer(tokenizer)
         tokenizer.pad_token = "<|endoftext|>"
@@ -94,6 +92,36 @@ class DecisionTrainer(GRPOTrainer):
         # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
         for scored in filter(None, (self.model, self.ref_model)):
             scored.register_forward_pre_hook(_add_position_ids, with_kwargs=True)
+
+    @classmethod
+    def build(
+        cls,
+        settings: TrainSettings,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: datasets.Dataset,
+        args: GRPOConfig,
+        on_completions: Callable[[list[Record]], None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> DecisionTrainer:
+        """Put a new adapter on a base model and make its trainer; seed before, A is drawn here."""
+        adapter = lora_config(
+            r=settings.lora_r,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            target_modules=settings.lora_target_modules,
+        )
+        return cls(
+            model=get_peft_model(model, adapter),
+            args=args,
+            train_dataset=dataset,
+            tokenizer=tokenizer,
+            reward=DecisionReward.from_settings(settings, tokenizer),
+            on_completions=on_completions,
+            allow_changes=settings.allow_changes,
+            callbacks=callbacks,
+        )
 
     def _send_telemetry(self) -> None:
         """Replaces TRL's usage ping: this program reports to nobody."""
@@ -172,23 +200,22 @@ class DecisionTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         """Extends TRL's: add the rollout state, and let the folder appear whole, as step-NNNNNN."""
         name = f"step-{self.state.global_step:06d}"
-        staging = self.checkpoints / f".tmp-save-{name}"  # one name on all processes
+        home = Path(self.args.output_dir)
+        staging = home / f".tmp-save-{name}"  # one name on all processes
         if self.accelerator.is_main_process:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        home, self.args.output_dir = self.args.output_dir, str(staging)
+        self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.output_dir = home
+            self.args.output_dir = str(home)
         folder = staging / f"checkpoint-{self.state.global_step}"
         torch.save(self._rollout_state(), folder / _state_name(self.args.process_index))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            final = publish(folder, self.checkpoints / name, step=self.state.global_step)
+            publish(folder, home / name, step=self.state.global_step)
             shutil.rmtree(staging, ignore_errors=True)
-            if self.on_checkpoint is not None:
-                self.on_checkpoint(final)
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
