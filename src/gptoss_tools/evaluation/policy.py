@@ -1,0 +1,299 @@
+"""A model that answers prompts: the one generation engine behind every command that generates.
+
+Loads a base model, an export, an adapter or a run; answers in batches or streams one answer; reads
+channels and action. Prompts of a batch are sorted by length, answers carry their row's number.
+Comparing answers with a table is in evaluation.scoring.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gptoss_tools.core.actions import Decision, compile_pattern, parse_action
+from gptoss_tools.core.completions import Completion, HarmonyTokens, parse_completion
+from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legacy, render
+from gptoss_tools.core.runs import HOME, LATEST, open_run
+from gptoss_tools.errors import DataError, MachineError
+from gptoss_tools.evaluation.decoding import (
+    ChannelText,
+    generation_config,
+    processors,
+    stream_tokens,
+)
+from gptoss_tools.models.loading import (
+    base_of,
+    load_model,
+    load_tokenizer,
+    load_with_adapter,
+    quiet,
+)
+from gptoss_tools.settings import DecodingSettings, ModelSettings, PromptSettings
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion: `index` is the prompt's place, `text` keeps the markers, `tokens` counts.
+
+    `decision` is None where no number of actions was given; `seconds` is the row's share of its
+    batch's time.
+    """
+
+    index: int
+    text: str
+    completion: Completion
+    decision: Decision | None
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a target means: a base model by name, and perhaps an adapter folder on it."""
+
+    base: str
+    adapter: Path | None
+    label: str
+
+
+def find_source(target: str | Path, base: str | None = None) -> Source:
+    """Tell what `target` is: a run, checkpoint or adapter folder, a model folder, a Hub id, `tiny`.
+
+    `base` replaces the adapter's own base model. Raises RunFolderError for a run that is not there.
+    """
+    path = Path(target)
+    if not path.exists() and path.parts[:1] != HOME.parts and path.name != LATEST:
+        return Source(str(target), None, f"base model {target}")
+    if _is_model(path):
+        return Source(str(target), None, f"model in {target}")
+    run = open_run(target)
+    adapter = run.adapter()
+    # The run's own word first: `tiny` stays true when the cache folder moves.
+    named = base or run.settings.get("model") or base_of(adapter.path)
+    return Source(str(named), adapter.path, f"{adapter.label}, on {named}")
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
+def load_policy(
+    target: str | Path,
+    *,
+    base: str | None = None,
+    model: ModelSettings | None = None,
+    quantized: bool = False,
+    cache_dir: Path | None = None,
+) -> Policy:
+    """Load `target` (see `find_source`) for inference; of `model`, all but its `model` counts.
+
+    `quantized` keeps experts packed. Errors are those of `models.loading`.
+    """
+    source = find_source(target, base)
+    model = model or ModelSettings()
+    options: dict[str, Any] = {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        "experts_implementation": model.experts_implementation,
+        "device": model.device,
+        "quantized": quantized,
+        "for_training": False,
+        "cache_dir": cache_dir,
+    }
+    if source.adapter is None:
+        loaded = load_model(source.base, **options)
+    else:
+        loaded = load_with_adapter(source.base, source.adapter, **options)
+    loaded.eval()
+    return Policy(loaded, load_tokenizer(source.base, cache_dir=cache_dir), source)
+
+
+def as_harmony(prompt: Prompt, settings: PromptSettings | None = None) -> str:
+    """Prompt text for the model: Harmony stays, messages and legacy or plain text are rendered.
+
+    White space behind a Harmony prompt, as editors leave it in files, is removed. Raises DataError
+    for a prompt that does not end where the assistant begins.
+    """
+    settings = settings or PromptSettings()
+    if isinstance(prompt, str) and is_harmony(prompt):
+        text = prompt.strip()
+        if text.endswith("<|end|>"):
+            text += GENERATION_PROMPT
+        if not text.endswith(GENERATION_PROMPT):
+            raise DataError(
+                f"the Harmony prompt ends in {text[-30:]!r}, not in {GENERATION_PROMPT}",
+                hint="leave the assistant's message to the model",
+            )
+        return text
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DataError("the prompt is empty")
+    return render(
+        parse_legacy(prompt) if isinstance(prompt, str) else prompt,
+        date=settings.date or datetime.date.today().isoformat(),
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+    )
+
+
+@dataclass
+class Stream:
+    """Iterate for (channel, text) pieces; afterwards `answer` holds the whole of it."""
+
+    pieces: Iterator[tuple[str | None, str]]
+    answer: Answer | None = field(default=None, init=False)
+
+    def __iter__(self) -> Iterator[tuple[str | None, str]]:
+        self.answer = yield from self.pieces
+
+
+@dataclass
+class Policy:
+    """A model in eval mode, its tokenizer, and where they came from."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    source: Source
+
+    def __post_init__(self) -> None:
+        self.tokens = HarmonyTokens.from_tokenizer(self.tokenizer)
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        n_actions: int | Sequence[int] | None = None,
+        *,
+        decoding: DecodingSettings | None = None,
+        prompt: PromptSettings | None = None,
+        action_pattern: str | None = None,
+    ) -> Iterator[Answer]:
+        """Answer all prompts, longest first; sort by `index` for their own order.
+
+        Nothing is generated before every prompt has been checked. Row i draws from (seed, i) alone.
+        Raises DataError naming the 1-based prompt that does not fit, MachineError if a batch does
+        not fit into memory.
+        """
+        decoding = decoding or DecodingSettings()
+        pattern = compile_pattern(action_pattern)
+        counts = [n_actions] * len(prompts) if _one(n_actions) else list(n_actions)
+        encoded = [self._encode(p, i, prompt) for i, p in enumerate(prompts)]
+        order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+        for begin in range(0, len(order), decoding.batch_size):
+            rows = order[begin : begin + decoding.batch_size]
+            start = time.perf_counter()
+            generated = self._generate([encoded[i] for i in rows], rows, decoding)
+            seconds = (time.perf_counter() - start) / len(rows)
+            for i, ids in zip(rows, generated, strict=True):
+                yield self._read(i, ids, counts[i], pattern, seconds)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        n_actions: int | None = None,
+        *,
+        decoding: DecodingSettings | None = None,
+        settings: PromptSettings | None = None,
+        action_pattern: str | None = None,
+    ) -> Stream:
+        """Answer one prompt while it is generated; the same tokens as `answer([prompt])` gives."""
+        decoding = decoding or DecodingSettings()
+        pattern = compile_pattern(action_pattern)
+        encoded = self._encode(prompt, 0, settings)
+
+        def pieces() -> Iterator[tuple[str | None, str]]:
+            start, ids = time.perf_counter(), []
+            reader = ChannelText(self.tokens, self._decode)
+            tokens = stream_tokens(lambda **more: self._call([encoded], [0], decoding, **more))
+            for token in tokens:
+                ids.append(token)
+                if piece := reader.push(token):
+                    yield piece
+            if piece := reader.close():
+                yield piece
+            return self._read(0, ids, n_actions, pattern, time.perf_counter() - start)
+
+        return Stream(pieces())
+
+    def _encode(self, prompt: Prompt, index: int, settings: PromptSettings | None) -> list[int]:
+        try:
+            text = as_harmony(prompt, settings)
+        except DataError as error:
+            raise DataError(f"prompt {index + 1}: {error}", hint=error.hint) from error
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        room = self.model.config.max_position_embeddings
+        if len(ids) >= room:
+            raise DataError(
+                f"prompt {index + 1} has {len(ids)} tokens, and the model reads {room} in all"
+            )
+        return ids
+
+    def _generate(
+        self, prompts: list[list[int]], rows: Sequence[int], decoding: DecodingSettings
+    ) -> list[list[int]]:
+        """Generate one batch; returns ids without prompt, and without what follows the end."""
+        width = max(map(len, prompts))
+        generated = self._call(prompts, rows, decoding)[:, width:].tolist()
+        return [self._cut(ids) for ids in generated]
+
+    def _call(
+        self,
+        prompts: list[list[int]],
+        rows: Sequence[int],
+        decoding: DecodingSettings,
+        **more: Any,
+    ) -> torch.Tensor:
+        width = max(map(len, prompts))
+        steps = min(decoding.max_new_tokens, self.model.config.max_position_embeddings - width)
+        pad = [width - len(ids) for ids in prompts]
+        blank = self.tokens.endoftext
+        ids = torch.tensor([[blank] * n + p for n, p in zip(pad, prompts, strict=True)])
+        mask = torch.tensor([[0] * n + [1] * len(p) for n, p in zip(pad, prompts, strict=True)])
+        try:
+            with quiet(), torch.inference_mode():
+                return self.model.generate(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    generation_config=generation_config(self.tokens, steps),
+                    logits_processor=processors(decoding, rows, steps, width),
+                    **more,
+                )
+        except torch.OutOfMemoryError as error:
+            raise MachineError(
+                f"{len(prompts)} prompts at once do not fit into the GPU's memory",
+                hint=f"--batch-size {max(1, len(prompts) // 2)}",
+            ) from error
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        for place, token in enumerate(ids):
+            if token in self.tokens.stops:
+                return ids[: place + 1]
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _read(
+        self, index: int, ids: list[int], n_actions: int | None, pattern: Any, seconds: float
+    ) -> Answer:
+        completion = parse_completion(ids, self.tokens, self._decode)
+        decision = None if n_actions is None else parse_action(completion, n_actions, pattern)
+        return Answer(index, self._decode(ids), completion, decision, len(ids), seconds)
+
+
+def _one(n_actions: int | Sequence[int] | None) -> bool:
+    return n_actions is None or isinstance(n_actions, int)
