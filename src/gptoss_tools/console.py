@@ -1,7 +1,8 @@
 """What the user sees: results on stdout, everything else on stderr.
 
-Modes: `human` (text), `json` (one document on stdout), `quiet` (results only). Bars appear only on
-a terminal; elsewhere a line every few steps. Commands call `out`; none asks for the mode.
+Modes: `human` (text), `json` (one document on stdout), `quiet` (results only), `silent` (errors
+only). Bars appear only on a terminal; elsewhere a line every few steps. Commands call `out`; none
+asks for the mode.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Console:
 
     def result(self, data: Mapping[str, Any], text: str | None = None) -> None:
         """Print the command's result: `data` as JSON, or `text` (default: one line per key)."""
+        if self.mode == "silent":
+            return
         if self.mode == "json":
             print(json.dumps(_plain(data), ensure_ascii=False, indent=2))  # noqa: T201
             return
@@ -40,17 +43,18 @@ class Console:
 
     def text(self, piece: str) -> None:
         """Print a piece of a stream without a newline (nothing in JSON mode)."""
-        if self.mode != "json":
+        if self.mode in ("human", "quiet"):
             sys.stdout.write(piece)
             sys.stdout.flush()
 
     def notice(self, message: str) -> None:
         """Say what is going on."""
-        if self.mode != "quiet":
+        if self.mode in ("human", "json"):
             self._err(message)
 
     def warning(self, message: str) -> None:
-        self._err(f"warning: {message}")
+        if self.mode != "silent":
+            self._err(f"warning: {message}")
 
     def error(self, message: str, hint: str | None = None) -> None:
         self._err(f"error: {message}")
@@ -64,8 +68,11 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int | None, every: int = 10):
-        """Yield `update(done, **facts)`; a bar on a terminal, else a line every `every` steps."""
-        if self.mode == "quiet":
+        """Yield `update(done, **facts)`; a bar on a terminal, else a line every `every` steps.
+
+        A fact named `total` replaces the total.
+        """
+        if self.mode in ("quiet", "silent"):
             yield lambda done, **facts: None
         elif sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             yield from self._bar(label, total)
@@ -93,16 +100,23 @@ class Console:
         )
         with Progress(*columns, console=RichConsole(stderr=True)) as bar:
             task = bar.add_task(label, total=total, facts="")
-            yield lambda done, **facts: bar.update(task, completed=done, facts=_facts(facts))
 
-    def _lines(self, label: str, total: int | None, every: int):
+            def update(done: int, total: int | None = None, **facts: Any) -> None:
+                bar.update(task, completed=done, total=total, facts=_facts(facts))
+
+            yield update
+
+    def _lines(self, label: str, whole: int | None, every: int):
         started = time.monotonic()
-        seen: dict[str, float] = {}
+        first: int | None = None
+        said = 0
 
-        def update(done: int, **facts: Any) -> None:
-            first = seen.setdefault("done", done - 1)
-            if done % every and done != total:
+        def update(done: int, total: int | None = whole, **facts: Any) -> None:
+            nonlocal first, said
+            first = done - 1 if first is None else first
+            if done // every == said // every and done != total:
                 return
+            said = done
             elapsed = time.monotonic() - started
             left = ""
             if total and first < done < total:

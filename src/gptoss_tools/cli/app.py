@@ -109,6 +109,8 @@ def _carry_out(request) -> int:
     from ..load import load
 
     out.mode, out.verbose = request.mode, request.verbose
+    if os.environ.get("RANK", "0") != "0":
+        out.mode = "silent"  # of several processes, one speaks
     _quieten(request.verbose)
     spec = request.command
     try:
@@ -120,8 +122,8 @@ def _carry_out(request) -> int:
             raise
         out.error(str(error), error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
-        out.error("interrupted")
+    except KeyboardInterrupt as stop:
+        out.error(str(stop) or "interrupted", getattr(stop, "hint", None))
         return 130
     except BrokenPipeError:
         # The reader (`head`, say) went away: nothing is wrong, but Python would complain at exit.

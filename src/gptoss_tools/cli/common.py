@@ -1,9 +1,15 @@
-"""What several commands need from the environment: the cache folder, the Hub token."""
+"""What several commands share: the cache folder, the Hub token, the prompt a user names."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..settings import AnswerSettings
 
 
 def cache_dir() -> Path:
@@ -18,3 +24,29 @@ def hub_token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
+
+
+def given_prompt(settings: AnswerSettings) -> str | None:
+    """Return the text of --prompt (`-`: standard input) or --prompt-file; None without either."""
+    if settings.prompt is not None and settings.prompt_file is not None:
+        raise ConfigError("`prompt` and `prompt_file` are both given", "give one of them")
+    if settings.prompt == "-":
+        return sys.stdin.read()
+    if settings.prompt is not None or settings.prompt_file is None:
+        return settings.prompt
+    try:
+        return Path(settings.prompt_file).read_text(encoding=settings.encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`prompt_file` {settings.prompt_file} cannot be read: {error}") from None
+
+
+def show_step(update: Callable[..., None]) -> Callable[[Any], None]:
+    """Return a listener that hands training's progress to a progress line."""
+
+    def show(step: Any) -> None:
+        invalid = None if step.invalid is None else f"{step.invalid:.0%}"
+        speed = None if step.tokens_per_second is None else round(step.tokens_per_second)
+        facts = {"reward": step.reward, "invalid": invalid, "tokens/s": speed}
+        update(step.step, total=step.max_steps, **facts)
+
+    return show

@@ -60,8 +60,10 @@ def doctor(settings: DoctorSettings, loaded: Loaded) -> None:
     lines += [f"{name} lacks: {reason}" for name, reason in found.lacks.items()]
     if not found.lacks:
         lines.append("every command has what it needs")
-    out.result({**vars(found), "gpus": [vars(g) for g in found.gpus], "credentials": credentials},
-               "\n".join(lines))
+    out.result(
+        {**vars(found), "gpus": [vars(g) for g in found.gpus], "credentials": credentials},
+        "\n".join(lines),
+    )
 
 
 def _in_netrc(host: str) -> bool:

@@ -1,0 +1,131 @@
+"""gptoss generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..console import align, out
+from ..errors import ConfigError
+from ..load import Loaded
+from ..settings import GenerateSettings
+from .common import cache_dir, given_prompt
+from .options import command
+
+
+@command(
+    "generate",
+    GenerateSettings,
+    positional="target",
+    examples=[
+        "gptoss generate runs/first --prompt-file prompt.txt",
+        "gptoss generate exports/first --data data/heldout --out answers.jsonl",
+        "echo 'Fill the tank now? Answer [0] or [1].' | gptoss generate tiny --prompt -",
+    ],
+)
+def generate(settings: GenerateSettings, loaded: Loaded) -> None:
+    """Answer a prompt, or every row of a table.
+
+    TARGET is a run, an adapter, an exported model or a base model. One prompt is streamed; a table
+    is answered in batches, its actions read and, where it holds values, scored.
+    """
+    prompt = given_prompt(settings)
+    if (prompt is None) == (not settings.data):
+        raise ConfigError(
+            "generate needs either a prompt or a table", "give --prompt, --prompt-file or --data"
+        )
+    if prompt is None:
+        _table(settings, loaded)
+    else:
+        _one(settings, loaded, prompt)
+
+
+def _load(settings: GenerateSettings, loaded: Loaded):
+    from ..evaluation.policy import load_policy
+
+    policy = load_policy(
+        settings.target,
+        base=settings.model if "model" in loaded.explicit else None,
+        model=settings,
+        quantized=settings.quantized,
+        cache_dir=cache_dir(),
+    )
+    out.notice(policy.source.label)
+    return policy
+
+
+def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
+    if settings.dry_run:
+        out.result({"prompts": 1, "target": settings.target})
+        return
+    stream = _load(settings, loaded).stream(
+        prompt, 10**6, decoding=settings, settings=settings, action_pattern=settings.action_pattern
+    )
+    current: Any = ...
+    for channel, piece in stream:
+        if channel != current:
+            out.text(("" if current is ... else "\n") + f"[{channel or 'no channel'}] ")
+            current = channel
+        out.text(piece)
+    answer = stream.answer
+    out.text("\n")
+    action = answer.decision.action
+    said = action if action is not None else f"none ({answer.decision.reason.value})"
+    out.result(_record(answer, None), f"action: {said}")
+
+
+def _table(settings: GenerateSettings, loaded: Loaded) -> None:
+    from ..core.data import load_table
+    from ..core.publish import require_free
+    from ..core.table_writer import TableWriter
+    from ..evaluation.scoring import score
+
+    table = load_table(
+        settings.data,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        date=settings.date,
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+    )
+    if settings.out:
+        require_free(Path(settings.out), settings.overwrite)
+    if settings.dry_run:
+        out.result({"prompts": len(table), "target": settings.target, "out": settings.out})
+        return
+    policy, answers = _load(settings, loaded), []
+    with out.progress("answer", len(table), every=settings.batch_size) as update:
+        for answer in policy.answer(
+            table.prompts,
+            table.n_actions.tolist(),
+            decoding=settings,
+            prompt=settings,
+            action_pattern=settings.action_pattern,
+        ):
+            answers.append(answer)
+            update(len(answers))
+    answers.sort(key=lambda answer: answer.index)
+    if settings.out:
+        import pandas as pd
+
+        rows = [_record(answer, table.where(answer.index)) for answer in answers]
+        with TableWriter(Path(settings.out)) as writer:
+            writer.write(pd.DataFrame(rows))
+    summary = {"target": policy.source.label, **score(answers, table)}
+    if settings.out:
+        summary["out"] = settings.out
+    rows = [{"": name, "value": value} for name, value in summary.items()]
+    out.result(summary, align(rows))
+
+
+def _record(answer: Any, where: str | None) -> dict[str, Any]:
+    return {
+        **({"row": where} if where else {}),
+        "action": answer.decision.action,
+        "reason": answer.decision.reason.value,
+        "analysis": answer.completion.channel_text("analysis"),
+        "final": answer.completion.final,
+        "completion": answer.text,
+        "tokens": answer.tokens,
+        "seconds": round(answer.seconds, 4),
+    }

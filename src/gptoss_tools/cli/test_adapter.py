@@ -1,0 +1,89 @@
+"""gptoss test-adapter."""
+
+from __future__ import annotations
+
+from ..console import align, out
+from ..errors import DataError
+from ..load import Loaded
+from ..settings import TestAdapterSettings
+from .common import cache_dir, given_prompt
+from .options import command
+
+
+@command(
+    "test-adapter",
+    TestAdapterSettings,
+    positional="target",
+    examples=[
+        "gptoss test-adapter",
+        "gptoss test-adapter runs/first --data data/heldout --row 3",
+        "gptoss test-adapter runs/first/adapter --prompt-file prompt.txt --quantized",
+    ],
+)
+def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
+    """Show what an adapter answers to one prompt.
+
+    Prints the completion by channel, the action it means, and, for a row of a table, what every
+    action is worth there. Greedy unless --sample is given.
+    """
+    from ..core.data import load_table
+    from ..evaluation.policy import load_policy
+
+    prompt, table, row = given_prompt(settings), None, settings.row - 1
+    if prompt is None:
+        table = load_table(
+            settings.data,
+            encoding=settings.encoding,
+            delimiter=settings.delimiter,
+            date=settings.date,
+            reasoning_effort=settings.reasoning_effort,
+            model_identity=settings.model_identity,
+        )
+        if row >= len(table):
+            raise DataError(f"`row` is {settings.row}, but the tables have {len(table)} rows")
+        prompt = table.prompts[row]
+    base = settings.model if "model" in loaded.explicit else None
+    policy = load_policy(
+        settings.target,
+        base=base,
+        model=settings,
+        quantized=settings.quantized,
+        cache_dir=cache_dir(),
+    )
+    out.notice(policy.source.label)
+    actions = int(table.n_actions[row]) if table is not None else 10**6
+    [answer] = policy.answer(
+        [prompt],
+        actions,
+        decoding=settings,
+        prompt=settings,
+        action_pattern=settings.action_pattern,
+    )
+    decision = answer.decision
+    values = (
+        []
+        if table is None
+        else [
+            {
+                "action": k,
+                "chosen": "*" if k == decision.action else "",
+                **({"q": float(table.q[row, k])} if table.q is not None else {}),
+                **({"reward": float(table.rewards[row, k])} if table.rewards is not None else {}),
+            }
+            for k in range(actions)
+        ]
+    )
+    data = {
+        "adapter": policy.source.label,
+        "row": table.where(row) if table is not None else None,
+        "channels": [{"channel": m.channel, "text": m.content} for m in answer.completion.messages],
+        "stop": answer.completion.stop,
+        "action": decision.action,
+        "reason": decision.reason.value,
+        "tokens": answer.tokens,
+        "values": values,
+    }
+    action = decision.action if decision.action is not None else f"none ({decision.reason.value})"
+    lines = [answer.completion.transcript(), f"action: {action}"]
+    lines += [data["row"], align(values)] if values else []
+    out.result(data, "\n".join(lines))
