@@ -65,10 +65,11 @@ def action_columns(columns: Iterable[str], prefix: str, where: str) -> list[str]
         and name.startswith(prefix)
         and _NUMBERED.fullmatch(name.removeprefix(prefix))
     )
+    last = f"{prefix}{indices[-1]}" if indices else ""
     for expected in range(indices[-1] + 1 if indices else 0):
         if expected not in indices:
             raise DataError(
-                f"{where}: the column {prefix}{expected} is missing, {prefix}{indices[-1]} is there",
+                f"{where}: the column {prefix}{expected} is missing but {last} is there",
                 hint=f"actions are numbered from 0 without gaps: {prefix}0, {prefix}1, ...",
             )
     if len(indices) == 1:

@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from gptoss_tools.core.publish import sync, temporary_name
 from gptoss_tools.core.tables import SUFFIXES, values
-from gptoss_tools.errors import DataError
+from gptoss_tools.errors import DataError, RunFolderError
 
 _SPECIAL_CELL = r'[",\r\n]'
 
@@ -40,7 +40,10 @@ class TableWriter:
         self._temporary = temporary_name(self.target)
         self._columns: list[str] | None = None
         self._parquet: pyarrow.parquet.ParquetWriter | None = None
-        self._file = self._temporary.open("wb")
+        try:
+            self._file = self._temporary.open("wb")
+        except OSError as error:
+            raise RunFolderError(f"{target} cannot be written: {error.strerror}") from error
 
     def write(self, frame: pd.DataFrame) -> None:
         """Append the rows of a frame; a CSV or Parquet table keeps the columns of the first one."""
@@ -48,7 +51,7 @@ class TableWriter:
         if first:
             self._columns = list(frame.columns)
         if self.suffix == ".jsonl":
-            columns = [values(frame, name) for name in frame.columns]
+            columns = [_json_values(frame, name) for name in frame.columns]
             for row in zip(*columns, strict=True):
                 record = dict(zip(frame.columns, row, strict=True))
                 self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
@@ -99,6 +102,12 @@ class TableWriter:
             self._parquet.close()
             self._parquet = None
         self._file.close()
+
+
+def _json_values(frame: pd.DataFrame, column: str) -> list[Any]:
+    if frame[column].dtype == float:
+        return [x if x == x else None for x in frame[column].tolist()]
+    return values(frame, column)
 
 
 def _arrow(frame: pd.DataFrame, column: str) -> pa.Array:

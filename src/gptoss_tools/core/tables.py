@@ -49,7 +49,10 @@ def read_chunks(
         chunks = _read_parquet(path, chunk_rows)
     else:
         raise DataError(f"{path} is not a table", hint=f"known kinds: {', '.join(SUFFIXES)}")
-    yield from chunks
+    try:
+        yield from chunks
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def values(frame: pd.DataFrame, column: str) -> list[Any]:
@@ -198,8 +201,10 @@ def _diagnose(
                         f"{place} has {len(cells)} cells where the header has {width}",
                         hint='a cell with a separator or a line break needs "quotes" around it',
                     )
-    except (UnicodeError, csv.Error):
+    except UnicodeError:
         return _wrong_encoding(str(path), encoding)
+    except csv.Error as slow:
+        error = slow
     return DataError(f"{path} cannot be read as CSV: {error}")
 
 

@@ -1,0 +1,197 @@
+"""Tables with Q columns -> the same tables with reward columns: what `calc-reward` does.
+
+Leaves out the formulas (core.rewards) and how files are written whole (core.rewrite).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gptoss_tools import registry
+from gptoss_tools.core.data import action_columns, row_actions
+from gptoss_tools.core.rewards import Missing, check_tau, q_to_rewards
+from gptoss_tools.core.rewrite import Progress, refuse_clashes, rewrite_tables
+from gptoss_tools.core.stages import REWARD_SUFFIX, expand
+from gptoss_tools.core.tables import numbers
+from gptoss_tools.errors import ConfigError, DataError
+
+# A row whose best reward is less than this above its mean hardly tells its actions apart; with four
+# actions and Boltzmann rewards that is a best probability below 0.35.
+FLAT = 0.1
+_REWARD = re.compile(r"reward_action_[0-9]+")
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """One table: rows written, rows dropped, rewards left empty because the value is unknown."""
+
+    source: Path
+    targets: tuple[Path, ...]
+    rows: int
+    dropped: int
+    masked: int
+
+
+@dataclass(frozen=True)
+class RewardStats:
+    """How far apart the values lie (in Q units) and how well the rewards tell them apart.
+
+    `gap` is best minus second best, `range` best minus worst finite value: quantiles 10, 50, 90 %,
+    None without rows of two finite values. `suggested_tau` is the median of the gaps above 0.
+    """
+
+    rows: int
+    actions: tuple[int, int]
+    gap: tuple[float, float, float] | None
+    range: tuple[float, float, float] | None
+    flat_share: float
+    tied: int
+    single: int
+    suggested_tau: float | None
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """All files of one call, with the statistics over all their rows."""
+
+    files: list[ScoredFile]
+    stats: RewardStats
+    tau: float
+    method: str
+
+
+def score(
+    paths: Sequence[str | Path],
+    *,
+    tau: float = 0.05,
+    method: str = "boltzmann",
+    missing: Missing = "error",
+    overwrite: bool = False,
+    encoding: str = "utf-8",
+    delimiter: str = ",",
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> ScoreResult:
+    """Write `<stem>_with_reward` beside every table, with `reward_action_0..K-1`.
+
+    `overwrite` replaces the table itself instead (as UTF-8 with commas), and also a `_with_reward`
+    file it has already, which training would otherwise go on reading. Nothing is written unless
+    every row of every file is sound; errors name file, row and column.
+    """
+    check_tau(tau)
+    registry.get("q_method", method)
+    if missing not in ("error", "mask", "drop"):
+        raise ConfigError(f"missing {missing!r} is unknown", hint="one of error, mask, drop")
+    sources = expand(paths, stage="score")
+    targets = {source: _targets(source, overwrite) for source in sources}
+    refuse_clashes(targets, overwrite, "remove it, or pass --overwrite")
+    counts = {source: [0, 0, 0] for source in sources}
+    collector = StatsCollector()
+
+    def change(path: Path, frame: pd.DataFrame, first_row: int) -> pd.DataFrame:
+        names = action_columns(frame.columns, "q_action_", str(path))
+        if not names:
+            listed = ", ".join(map(str, frame.columns))
+            raise DataError(f"{path} has no q_action columns", hint=f"it has: {listed}")
+        q = np.stack([numbers(frame, name, str(path), first_row) for name in names], axis=1)
+        n_actions = row_actions(frame, len(names), str(path), first_row)
+        rewards, keep = q_to_rewards(
+            q,
+            tau=tau,
+            method=method,
+            missing=missing,
+            n_actions=n_actions,
+            where=lambda row, action: f"{path} row {first_row + row}, column {names[action]}",
+        )
+        inside = np.arange(len(names)) < n_actions[:, None]
+        collector.add(q[keep], rewards[keep], inside[keep])
+        counts[path][0] += int(keep.sum())
+        counts[path][1] += int((~keep).sum())
+        counts[path][2] += int((np.isnan(rewards) & inside)[keep].sum())
+        return _with_rewards(frame, rewards)[keep].reset_index(drop=True)
+
+    rewrite_tables(
+        targets,
+        change,
+        encoding=encoding,
+        delimiter=delimiter,
+        dry_run=dry_run,
+        on_progress=on_progress,
+    )
+    files = [ScoredFile(s, tuple(targets[s]), *counts[s]) for s in sources]
+    return ScoreResult(files, collector.stats(), tau, method)
+
+
+class StatsCollector:
+    """Gathers chunks of values and rewards into RewardStats, 16 bytes per row."""
+
+    def __init__(self) -> None:
+        self._gaps: list[np.ndarray] = []
+        self._ranges: list[np.ndarray] = []
+        self._rows = self._flat = self._tied = self._single = 0
+        self._actions: set[int] = set()
+
+    def add(self, q: np.ndarray, rewards: np.ndarray, inside: np.ndarray) -> None:
+        """Add rows: q and rewards [R, K], and which of the K actions each row has."""
+        if not len(q):
+            return
+        finite = np.isfinite(q) & inside
+        several = finite.sum(axis=1) >= 2
+        ordered = np.sort(np.where(finite, q, -np.inf)[several], axis=1)
+        low = np.where(finite, q, np.inf)[several].min(axis=1)
+        gaps = ordered[:, -1] - ordered[:, -2]
+        self._gaps.append(gaps)
+        self._ranges.append(ordered[:, -1] - low)
+        known = ~np.isnan(rewards)
+        mean = np.where(known, rewards, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        best = np.where(known, rewards, -np.inf).max(axis=1)
+        self._rows += len(q)
+        self._flat += int((best - mean < FLAT).sum())
+        self._tied += int((ordered[:, -1] == low).sum())
+        self._single += int((~several).sum())
+        self._actions |= set(inside.sum(axis=1).tolist())
+
+    def stats(self) -> RewardStats:
+        """The statistics of everything added so far."""
+        gaps = np.concatenate(self._gaps) if self._gaps else np.empty(0)
+        ranges = np.concatenate(self._ranges) if self._ranges else np.empty(0)
+        apart = gaps[gaps > 0]
+        return RewardStats(
+            rows=self._rows,
+            actions=(min(self._actions, default=0), max(self._actions, default=0)),
+            gap=_quantiles(gaps),
+            range=_quantiles(ranges),
+            flat_share=self._flat / max(self._rows, 1),
+            tied=self._tied,
+            single=self._single,
+            suggested_tau=float(f"{np.median(apart):.2g}") if len(apart) else None,
+        )
+
+
+def _targets(source: Path, overwrite: bool) -> list[Path]:
+    beside = source.with_name(f"{source.stem}{REWARD_SUFFIX}{source.suffix}")
+    if not overwrite:
+        return [beside]
+    return [source, beside] if beside.exists() else [source]
+
+
+def _with_rewards(frame: pd.DataFrame, rewards: np.ndarray) -> pd.DataFrame:
+    """Rewards in the place of old reward columns, or at the end; surplus old ones go."""
+    names = [f"reward_action_{action}" for action in range(rewards.shape[1])]
+    old = [name for name in frame.columns if _REWARD.fullmatch(str(name))]
+    frame = frame.drop(columns=[name for name in old if name not in names])
+    fresh = {name: rewards[:, action] for action, name in enumerate(names)}
+    return frame.assign(**fresh)
+
+
+def _quantiles(found: np.ndarray) -> tuple[float, float, float] | None:
+    if not len(found):
+        return None
+    low, middle, high = np.quantile(found, (0.1, 0.5, 0.9))
+    return float(low), float(middle), float(high)
