@@ -21,21 +21,20 @@ from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.grpo import DecisionReward, DecisionTrainer, build_dataset, make_config
 
 SPECIALS = [
-    f"<|{name}|>"
-    for name in [
-        "startoftext",
-        "endoftext",
-        "return",
-        "constrain",
-        "channel",
-        "start",
-        "end",
-        "message",
-        "call",
-    ]
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|return|>",
+    "<|constrain|>",
+    "<|channel|>",
+    "<|start|>",
+    "<|end|>",
+    "<|message|>",
+    "<|call|>",
 ]
 PROMPT_END = "<|end|><|start|>assistant"
 ALWAYS_MASKED_ROW = 2
+
+torch.set_num_threads(1)  # sums in one order, whatever the machine
 
 
 @register("reward", "lab_hash")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate.utils import gather_object
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
@@ -87,6 +88,9 @@ class DecisionTrainer(GRPOTrainer):
             processing_class=tokenizer,
             callbacks=[*(callbacks or []), _Window(self)],
         )
+        if isinstance(model, PeftModel):
+            # PEFT would ask the Hub at every save whether the vocabulary has changed.
+            model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
         self.remove_callback(PrinterCallback)  # stdout belongs to results
         # generate() counts positions from the first real token, TRL's scoring counts the padding
         # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
