@@ -1,8 +1,8 @@
-"""What a run tells: metrics.jsonl, completions.csv, log.txt, and progress for whoever watches.
+"""What a run tells: metrics.jsonl, completions.csv, and progress for whoever watches.
 
 Files are only ever appended to. After a kill, records of steps that were lost and are done again
 stay where they are: `segment` counts the starts of the run, and `read_metrics` keeps, of each
-step, what the segment that survived wrote. Trackers outside the run folder: `trackers`.
+step, what the segment that survived wrote. Elsewhere: log.txt (`logs`), trackers (`trackers`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +79,13 @@ class Metrics(TrainerCallback):
                 torn = file.read(1) != b"\n"
             if torn:
                 append(self.path, "\n")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Report a step without a record of its own, with the last record's figures."""
+        if self.on_step is not None and not control.should_log:
+            last = self.records[-1] if self.records else {}
+            now = {"step": state.global_step, "seconds": self.clock() - self.started}
+            self.on_step(self._progress({**last, **now}, state.max_steps))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write the record of this step; the summary at the end of training is no step."""
@@ -152,7 +157,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class CompletionLog:
-    """completions.csv: a header once, then rows, flushed with every call. Only rank 0 writes one."""
+    """completions.csv: a header once, then rows, flushed with every call. For rank 0 only."""
 
     def __init__(self, path: Path, segment: int):
         self.path, self.segment = path, segment
@@ -220,46 +225,3 @@ def cell(value: Any) -> Any:
     """Return `value` as a CSV cell: None and NaN are empty."""
     value = number(value)
     return "" if value is None else value
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[logging.Logger]:
-    """Collect what the libraries log and warn about in `path` meanwhile, instead of on stderr."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_ShortFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    own = logging.getLogger("gptoss_tools")
-    roots = [logging.getLogger()]
-    roots += [
-        logger
-        for name in ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
-        if not (logger := logging.getLogger(name)).propagate
-    ]
-    muted = [(h, h.level) for logger in roots[1:] for h in logger.handlers]
-    levels = [(logger, logger.level) for logger in [*roots[1:], own]]
-    for others, _ in muted:
-        others.setLevel(max(others.level, logging.ERROR))
-    for logger, _ in levels:
-        logger.setLevel(logging.INFO if logger is own else logging.WARNING)
-    for logger in roots:
-        logger.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield own
-    finally:
-        logging.captureWarnings(False)
-        for logger in roots:
-            logger.removeHandler(handler)
-        for logger, level in levels:
-            logger.setLevel(level)
-        for others, level in muted:
-            others.setLevel(level)
-        handler.close()
-
-
-class _ShortFormatter(logging.Formatter):
-    """Cut what libraries log whole prompts into."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, at most 2000 characters."""
-        line = super().format(record)
-        return line if len(line) <= 2000 else line[:2000] + " ..."

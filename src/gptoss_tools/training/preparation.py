@@ -1,0 +1,226 @@
+"""Everything between settings and the first weight: the checks, the data, the tokenizer, the plan.
+
+`prepare` runs on every rank and refuses what can be refused; it writes nothing. `plan` says what a
+run would do and loads no model. What the run folder records of itself: `records`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from huggingface_hub import constants as hub_constants
+from pydantic import ValidationError
+from transformers import GptOssConfig, PreTrainedTokenizerFast
+
+from gptoss_tools.core.claims import check_unused, next_free
+from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.core.runs import Run, open_run
+from gptoss_tools.errors import ConfigError, DataError, GptossError
+from gptoss_tools.models.loading import DTYPES, load_tokenizer, read_config, resolve_model
+from gptoss_tools.models.machine import estimate_memory, require_memory, resolve_device
+from gptoss_tools.models.survey import PUBLISHED
+from gptoss_tools.settings import ResumeSettings, TrainSettings
+from gptoss_tools.training.configuring import build_dataset, make_config
+from gptoss_tools.training.ranks import join
+from gptoss_tools.training.rewarding import DecisionReward
+from gptoss_tools.training.trackers import require_tracker
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the model loads. `model` is resolved; the date in `settings` is set."""
+
+    settings: TrainSettings
+    rows: int
+    dropped: int
+    data_hash: str
+    dataset: Dataset
+    tokenizer: PreTrainedTokenizerFast
+    model: str
+    world_size: int
+    is_main: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    settings: TrainSettings, *, cache_dir: Path | None = None, home: str | None = None
+) -> Prepared:
+    """Check settings, machine and data, and read tables and tokenizer; write nothing.
+
+    `home` is where the run began: relative paths that are not here are looked for there. Raises
+    ConfigError, DataError, MachineError or RunFolderError.
+    """
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # trl, datasets and transformers all look here
+    state = join(settings.device)
+    if settings.resume is None and settings.output_dir is not None and home is None:
+        check_unused(Path(settings.output_dir))
+    require_tracker(settings.report_to)
+    if settings.date is None:
+        # Pinned, so that prompts kept as messages read the same when the run goes on tomorrow.
+        settings = settings.model_copy(update={"date": datetime.date.today().isoformat()})
+    table = _table(settings, home)
+    name = settings.model
+    if home and not Path(name).is_dir() and (Path(home) / name).is_dir():
+        name = str(Path(home) / name)
+    model = resolve_model(name, cache_dir=cache_dir)
+    if Path(model).is_dir():
+        model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
+    device = resolve_device(settings.device)
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    require_memory(read_config(model), device, DTYPES[dtype], for_training=True)
+    tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
+    DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
+    dataset, dropped = build_dataset(table, tokenizer, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same ones come again when training begins
+        make_config(settings, "unused", state.num_processes, rows=len(dataset))
+    notes = []
+    if dropped:
+        notes.append(f"{dropped} of {len(table)} rows have long prompts and are left out")
+    if settings.prompts_per_step > len(dataset):
+        notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
+    return Prepared(
+        settings=settings,
+        rows=len(table),
+        dropped=dropped,
+        data_hash=data_hash(table),
+        dataset=dataset,
+        tokenizer=tokenizer,
+        model=model,
+        world_size=state.num_processes,
+        is_main=state.is_main_process,
+        notes=notes,
+    )
+
+
+def data_hash(table: DecisionTable) -> str:
+    """Return the sha256 of prompts, rewards and Q values: all that a reward function can see."""
+    digest = hashlib.sha256(table.sha256.encode())
+    if table.q is not None:
+        digest.update((table.q + 0.0).astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
+def merged_settings(run: Run, changes: Mapping[str, Any]) -> TrainSettings:
+    """Return the settings `run` was last started with, `changes` laid over them.
+
+    Raises ConfigError for a run of another program version or for impossible changes.
+    """
+    own = {"output_dir", "resume", "allow_changes", "dry_run"}
+    place = changes.get("output_dir")
+    if place is not None and Path(place).resolve() != run.path.resolve():
+        raise ConfigError(
+            f"output_dir is {place}, but a resumed run stays in its own folder {run.path}",
+            hint="leave out --output-dir, or leave out --resume",
+        )
+    if not run.settings:
+        raise ConfigError(
+            f"{run.path} holds no run to go on with: config.json has no settings",
+            hint="name a run folder or one of its checkpoints",
+        )
+    wanted = {k: v for k, v in changes.items() if k not in own}
+    try:
+        return TrainSettings(**{**run.settings, **wanted})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise ConfigError(
+            f"{run.config_path}, {where}: {first['msg']}",
+            hint="the run was made by another version; start another run",
+        ) from error
+
+
+def plan(settings: TrainSettings | ResumeSettings) -> dict[str, Any]:
+    """Say what `train` or `resume` would do; load no model and write nothing.
+
+    Bytes are estimates for one process; `memory_bytes` is None where the model's shape is not known
+    without the Hub. Raises as `prepare` where that can be told without the model.
+    """
+    run, reached = None, 0
+    target = settings.run if isinstance(settings, ResumeSettings) else settings.resume
+    if target is not None:
+        run = open_run(target)
+        point = run.checkpoint()
+        reached = point.step if point else 0
+        names = ("max_steps",) if isinstance(settings, ResumeSettings) else ()
+        changes = {n: v for n in names if (v := getattr(settings, n)) is not None}
+        settings = merged_settings(run, changes)
+    elif settings.output_dir is not None:
+        check_unused(Path(settings.output_dir))
+    require_tracker(settings.report_to)
+    table = _table(settings, run.config.get("cwd") if run else None)
+    folder = run.path if run else Path(settings.output_dir or next_free())
+    prompts = min(settings.prompts_per_step, len(table))
+    per_step = prompts * settings.num_generations * settings.gradient_accumulation_steps
+    steps = max(0, settings.max_steps - reached)
+    completions = -(-per_step * steps // settings.num_iterations)
+    return {
+        "run": str(folder),
+        "model": settings.model,
+        "rows": len(table),
+        "actions": int(table.n_actions.max()),
+        "starts_after_step": reached,
+        "steps": steps,
+        "prompts_per_step": prompts * settings.gradient_accumulation_steps,
+        "completions_per_step": per_step,
+        "completions": completions,
+        "max_new_tokens": completions * settings.max_completion_length,
+        "checkpoints": len(range(settings.save_steps, settings.max_steps + 1, settings.save_steps)),
+        "memory_bytes": _memory(settings),
+        "data_sha256": data_hash(table),
+    }
+
+
+def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
+    """Read the tables; paths that are not here but where the run began are taken from there."""
+    paths = settings.data
+    if home is not None:
+        paths = [
+            str(Path(home) / p) if not glob.glob(p) and glob.glob(str(Path(home) / p)) else p
+            for p in paths
+        ]
+    table = load_table(
+        paths,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        date=settings.date,
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+    )
+    if table.rewards is None:
+        raise DataError(
+            f"{', '.join(paths)} hold Q values but no reward columns",
+            hint="gptoss calc-reward " + " ".join(paths),
+        )
+    return table
+
+
+def _memory(settings: TrainSettings) -> int | None:
+    """Estimate the bytes one process needs, without the Hub and without building anything."""
+    try:
+        if settings.model in PUBLISHED:
+            config = GptOssConfig(**PUBLISHED[settings.model])
+        elif Path(settings.model).is_dir():
+            config = read_config(settings.model)
+        else:
+            return None
+        on_gpu = resolve_device(settings.device).type == "cuda"
+    except (GptossError, json.JSONDecodeError):
+        return None
+    wide = settings.dtype == "float32" or (settings.dtype == "auto" and not on_gpu)
+    rows = settings.prompts_per_step * settings.num_generations
+    tokens = rows * (settings.max_prompt_length + settings.max_completion_length)
+    return estimate_memory(
+        config, lora_r=settings.lora_r, tokens=tokens, weight_bytes=4 if wide else 2
+    ).training

@@ -1,0 +1,152 @@
+"""train-grpo and resume: from settings to a run folder with an adapter.
+
+Everything that can be refused is refused before a weight loads, and nothing is left behind then.
+With several processes, rank 0 alone touches the run folder; the others learn its name from it.
+What happens once the model loads: `session`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from gptoss_tools.core.publish import sweep
+from gptoss_tools.core.runs import Run, open_run
+from gptoss_tools.errors import ConfigError, RunFolderError
+from gptoss_tools.settings import ResumeSettings, TrainSettings
+from gptoss_tools.training.checkpoints import schedule_note
+from gptoss_tools.training.flow import Interrupted
+from gptoss_tools.training.logs import log_file
+from gptoss_tools.training.preparation import merged_settings, plan, prepare
+from gptoss_tools.training.ranks import from_main, join
+from gptoss_tools.training.records import begin, go_on, set_aside_newer
+from gptoss_tools.training.session import Notice, Outcome, run_session
+from gptoss_tools.training.tracking import Progress
+
+__all__ = ["Interrupted", "Outcome", "Progress", "plan", "resume", "train"]
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    explicit: Collection[str] = (),
+    on_step: Callable[[Progress], None] | None = None,
+    on_notice: Notice | None = None,
+    cache_dir: Path | None = None,
+) -> Outcome:
+    """Train a new run, or go on with `settings.resume`; return where the adapter is.
+
+    `explicit` names the settings the user gave: with `resume` only these may differ from the run's
+    own. Raises DataError, ConfigError, RunFolderError or MachineError before anything loads,
+    TrainingError afterwards, Interrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM.
+    """
+    notice = on_notice or (lambda message: None)
+    if settings.resume is not None:
+        run = open_run(settings.resume)
+        changes = {name: getattr(settings, name) for name in explicit}
+        return _go_on(run, changes, settings.allow_changes, on_step, notice, cache_dir)
+    join(settings.device)
+    prepared = prepare(settings, cache_dir=cache_dir)
+    for note in prepared.notes:
+        notice(note)
+    run = from_main(lambda: begin(prepared))
+    notice(f"run folder {run.path}")
+    with _held(run), _logged(run):
+        return run_session(
+            run,
+            prepared,
+            None,
+            fresh=True,
+            allow_changes=False,
+            on_step=on_step,
+            notice=notice,
+            cache_dir=cache_dir,
+        )
+
+
+def resume(
+    settings: ResumeSettings,
+    *,
+    on_step: Callable[[Progress], None] | None = None,
+    on_notice: Notice | None = None,
+    cache_dir: Path | None = None,
+) -> Outcome:
+    """Go on with a run where its newest complete checkpoint, or the named one, left off.
+
+    With the same `max_steps` the adapter ends with the bits of an uninterrupted run (on CPU); with
+    another one the learning rate schedule is stretched, see `checkpoints`. Raises as `train`.
+    """
+    names = ("max_steps", "save_steps", "report_to")
+    changes = {n: v for n in names if (v := getattr(settings, n)) is not None}
+    notice = on_notice or (lambda message: None)
+    run = open_run(settings.run)
+    return _go_on(run, changes, settings.allow_changes, on_step, notice, cache_dir)
+
+
+def _go_on(
+    run: Run,
+    changes: dict[str, Any],
+    allow_changes: bool,
+    on_step: Callable[[Progress], None] | None,
+    notice: Notice,
+    cache_dir: Path | None,
+) -> Outcome:
+    settings = merged_settings(run, changes)
+    state = join(settings.device)
+    with _held(run), _logged(run):
+        if state.is_main_process:
+            sweep(run.path)
+            sweep(run.checkpoints_path)
+        state.wait_for_everyone()
+        point = from_main(run.checkpoint)
+        reached = point.step if point else 0
+        _check_room(run, settings, reached)
+        prepared = prepare(settings, cache_dir=cache_dir, home=run.config.get("cwd"))
+        before = run.settings.get("max_steps", settings.max_steps)
+        notes = from_main(lambda: go_on(run, prepared, reached, allow_changes))
+        if note := schedule_note(before, settings.max_steps, reached, settings.lr_scheduler_type):
+            notes.append(note)
+        notes += from_main(lambda: set_aside_newer(run, reached))
+        notice(f"{run.path} goes on after step {reached} of {settings.max_steps}")
+        for note in notes:
+            notice(note)
+        return run_session(
+            run,
+            prepared,
+            point.path if point else None,
+            fresh=False,
+            allow_changes=allow_changes,
+            on_step=on_step,
+            notice=notice,
+            cache_dir=cache_dir,
+        )
+
+
+def _check_room(run: Run, settings: TrainSettings, reached: int) -> None:
+    """Refuse to go on where nothing is left to do."""
+    if reached > settings.max_steps:
+        raise ConfigError(
+            f"max_steps is {settings.max_steps}, but {run.path} has reached step {reached}",
+            hint=f"give a larger --max-steps, or resume {run.path}/checkpoints/step-...",
+        )
+    if run.outcome_path.is_file() and reached == settings.max_steps:
+        raise RunFolderError(
+            f"{run.path} is finished: it has reached its {settings.max_steps} steps",
+            hint=f"gptoss resume {run.path} --max-steps {2 * settings.max_steps} goes on",
+        )
+
+
+@contextlib.contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """Hold the run on rank 0; an error there reaches every rank."""
+    with contextlib.ExitStack() as stack:
+        from_main(lambda: stack.enter_context(run.lock()) and None)
+        yield
+
+
+@contextlib.contextmanager
+def _logged(run: Run) -> Iterator[None]:
+    with log_file(run.log_path) if join().is_main_process else contextlib.nullcontext():
+        yield
