@@ -120,8 +120,8 @@ def make_dataset(
     """Generate `episodes` episodes of `days` days each and return their rows as one table.
 
     Profiles take turns if there are several. Episode i is the series `generate(.., seed=seed + i)`
-    and is named `profile-seed`, so tables whose ranges seed .. seed + episodes - 1 do not meet share
-    no series: give held-out data a seed of its own.
+    and is named `profile-seed`, so tables whose ranges seed .. seed + episodes - 1 do not meet have
+    no series in common: give held-out data a seed of its own.
     """
     plant = plant or Plant()
     profiles = (profile,) if isinstance(profile, str) else tuple(profile)

@@ -2,8 +2,8 @@
 
 A heat pump of constant COP runs at one of a few output levels. What it makes serves the load
 first; the surplus charges the tank, a shortfall discharges it, and what neither covers is unmet and
-costs a penalty. Left out: rate limits, part load, weather. Energy is in kWh of cold, power in kW of cold,
-electricity in kWh, carbon intensity in kgCO2 per kWh of electricity.
+costs a penalty. Energy is in kWh of cold, power in kW of cold, electricity in kWh, carbon intensity
+in kgCO2 per kWh of electricity. Left out: rate limits, part load, weather.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def generate(
     time = tuple(first + timedelta(hours=i) for i in range(24 * (days + 1)))
     return Series(
         time,
-        np.round(np.concatenate(load), 1),
-        np.round(np.concatenate(carbon), 3),
+        np.array(np.concatenate(load), dtype=np.float64).round(1),
+        np.array(np.concatenate(carbon), dtype=np.float64).round(3),
         name=f"{profile}-{seed}",
     )
 
@@ -127,7 +127,9 @@ def read_series(
     named = {"time": time_column, "load": load_column, "carbon": carbon_column}
     columns = _find_columns(path, [str(c) for c in frame.columns], named)
     time = _times(path, columns["time"], frame[columns["time"]].tolist())
-    numbers = {k: _numbers(path, columns[k], frame[columns[k]]) for k in ("load", "carbon")}
+    numbers = {
+        k: _numbers(path, columns[k], frame[columns[k]].tolist()) for k in ("load", "carbon")
+    }
     if (negative := numbers["load"] < 0).any():
         row = int(np.argmax(negative)) + 1
         raise DataError(f"{path}: row {row}, column {columns['load']!r}: a load below 0")
@@ -181,14 +183,12 @@ def _times(path: Path, column: str, texts: Sequence[str]) -> tuple[datetime, ...
     return tuple(time)
 
 
-def _numbers(path: Path, column: str, texts: pd.Series) -> Floats:
+def _numbers(path: Path, column: str, texts: Sequence[str]) -> Floats:
     """Parse numbers; anything that is not finite is an error."""
-    values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
+    values = np.array(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"), np.float64)
     if (bad := ~np.isfinite(values)).any():
         row = int(np.argmax(bad))
-        raise DataError(
-            f"{path}: row {row + 1}, column {column!r}: {texts.iloc[row]!r} is not a number"
-        )
+        raise DataError(f"{path}: row {row + 1}, column {column!r}: {texts[row]!r} is not a number")
     return values
 
 

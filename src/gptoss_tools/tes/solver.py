@@ -2,10 +2,11 @@
 
 Q_t(s, a) = r_t(s, a) + V_{t+1}(s'), V_t(s) = max_a Q_t(s, a), undiscounted (Bellman 1957). V is
 continuous and piecewise linear in s, because the plant is; so V_t is kept as its knots rather than
-on a grid, and Q is read at any s by looking one step ahead. Without loss and with levels on a common
-step (0, 1/3, 2/3, 1) about a hundred knots an hour hold V exactly, in some 15 ms for 66 hours. A
-loss, or levels that share no step, multiply the knots (to 2000 and more): above `max_knots` those
-that bend V least are dropped, and `Solution.error_bound` says what that can have cost.
+on a grid, and Q is read at any s by looking one step ahead. Without loss and with levels on a
+common step (0, 1/3, 2/3, 1) about a hundred knots an hour hold V exactly, in some 15 ms for 66
+hours. A loss, or levels that share no step, multiply the knots (to 2000 and more): above
+`max_knots` those that bend V least are dropped, and `Solution.error_bound` says what that can have
+cost.
 """
 
 from __future__ import annotations
