@@ -5,6 +5,7 @@ Its answers are noise, so the reward here is a hash of the answer: any number, o
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from pathlib import Path
 
@@ -39,17 +40,27 @@ torch.set_num_threads(1)  # sums in one order, whatever the machine
 
 @register("reward", "lab_hash")
 def hash_reward(decision, rewards_K, completion, row):
-    """About a third of the completions, and all of one row, have no reward."""
+    """About a quarter of the completions, and all of one row, have no reward."""
     if row["row"] == ALWAYS_MASKED_ROW:
         return None
     number = zlib.crc32(repr(completion.messages).encode())
-    return None if number % 3 == 0 else number % 101 / 100
+    return None if (number >> 8) % 4 == 0 else number % 101 / 100
 
 
 @register("reward", "lab_unmasked")
 def unmasked_reward(decision, rewards_K, completion, row):
     """The same without the holes."""
     return zlib.crc32(repr(completion.messages).encode()) % 101 / 100
+
+
+_calls = itertools.count()
+
+
+@register("reward", "lab_third")
+def masking_every_third(decision, rewards_K, completion, row):
+    """No reward on every third call, else one of 101 values: sure to mask some and not all."""
+    call = next(_calls)
+    return None if call % 3 == 0 else call * 37 % 101 / 100
 
 
 @register("reward", "lab_nothing")
