@@ -41,6 +41,7 @@ class TableWriter:
         self._columns: list[str] | None = None
         self._parquet: pyarrow.parquet.ParquetWriter | None = None
         try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("wb")
         except OSError as error:
             raise RunFolderError(f"{target} cannot be written: {error.strerror}") from error
