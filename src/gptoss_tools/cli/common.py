@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RunFolderError
 from ..settings import AnswerSettings
 
 
@@ -26,6 +26,16 @@ def hub_token() -> str | None:
     return get_token()
 
 
+def new_file(name: str, overwrite: bool) -> Path:
+    """Return the path of an output file; RunFolderError if it is in the way."""
+    path = Path(name)
+    if path.is_dir():
+        raise RunFolderError(f"`{path}` is a folder, not a file", "name a file with --out")
+    if path.exists() and not overwrite:
+        raise RunFolderError(f"`{path}` exists", "pass --overwrite, or name another --out")
+    return path
+
+
 def given_prompt(settings: AnswerSettings) -> str | None:
     """Return the text of --prompt (`-`: standard input) or --prompt-file; None without either."""
     if settings.prompt is not None and settings.prompt_file is not None:
@@ -38,6 +48,19 @@ def given_prompt(settings: AnswerSettings) -> str | None:
         return Path(settings.prompt_file).read_text(encoding=settings.encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"`prompt_file` {settings.prompt_file} cannot be read: {error}") from None
+
+
+def show_rows(
+    update: Callable[..., None], seen: dict[str, int] | None = None
+) -> Callable[[Path, int], None]:
+    """Return a listener for (file, rows done in it); `seen` keeps the last count of every file."""
+    counts = {} if seen is None else seen
+
+    def show(path: Path, rows: int) -> None:
+        counts[str(path)] = rows
+        update(sum(counts.values()), file=path.name)
+
+    return show
 
 
 def show_step(update: Callable[..., None]) -> Callable[[Any], None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..console import align, out
 from ..errors import ConfigError
 from ..load import Loaded
 from ..settings import GenerateSettings
-from .common import cache_dir, given_prompt
+from .common import cache_dir, given_prompt, new_file
 from .options import command
 
 
@@ -76,7 +75,6 @@ def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
 
 def _table(settings: GenerateSettings, loaded: Loaded) -> None:
     from ..core.data import load_table
-    from ..core.publish import require_free
     from ..core.table_writer import TableWriter
     from ..evaluation.scoring import score
 
@@ -88,8 +86,7 @@ def _table(settings: GenerateSettings, loaded: Loaded) -> None:
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
     )
-    if settings.out:
-        require_free(Path(settings.out), settings.overwrite)
+    target = new_file(settings.out, settings.overwrite) if settings.out else None
     if settings.dry_run:
         out.result({"prompts": len(table), "target": settings.target, "out": settings.out})
         return
@@ -105,15 +102,15 @@ def _table(settings: GenerateSettings, loaded: Loaded) -> None:
             answers.append(answer)
             update(len(answers))
     answers.sort(key=lambda answer: answer.index)
-    if settings.out:
+    if target:
         import pandas as pd
 
         rows = [_record(answer, table.where(answer.index)) for answer in answers]
-        with TableWriter(Path(settings.out)) as writer:
+        with TableWriter(target) as writer:
             writer.write(pd.DataFrame(rows))
     summary = {"target": policy.source.label, **score(answers, table)}
-    if settings.out:
-        summary["out"] = settings.out
+    if target:
+        summary["out"] = target
     rows = [{"": name, "value": value} for name, value in summary.items()]
     out.result(summary, align(rows))
 

@@ -60,7 +60,8 @@ def values(frame: pd.DataFrame, column: str) -> list[Any]:
     array = frame[column].array
     if hasattr(array, "__arrow_array__"):
         return pa.array(array).to_pylist()
-    return [None if v is None or v is pd.NA else v for v in array]
+    # tolist gives Python's own numbers, which JSON knows, for NumPy's.
+    return [None if v is None or v is pd.NA else v for v in frame[column].tolist()]
 
 
 def numbers(frame: pd.DataFrame, column: str, where: str, first_row: int = 1) -> np.ndarray:

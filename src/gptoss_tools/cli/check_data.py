@@ -1,0 +1,41 @@
+"""gptoss check-data."""
+
+from __future__ import annotations
+
+from ..console import out
+from ..errors import DataError
+from ..load import Loaded
+from ..settings import CheckDataSettings
+from .common import show_rows
+from .options import command
+
+
+@command(
+    "check-data",
+    CheckDataSettings,
+    positional="paths",
+    examples=["gptoss check-data", "gptoss check-data tables/ --encoding cp932 --json"],
+)
+def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
+    """List every problem of every table at once.
+
+    Checks what training would read: columns, prompts, values, rewards, repeated rows. Exit code 2
+    if there is any problem.
+    """
+    from ..core.check import check
+
+    rows: dict[str, int] = {}
+    with out.progress("rows", None, every=100_000) as update:
+        problems = check(
+            settings.paths,
+            encoding=settings.encoding,
+            delimiter=settings.delimiter,
+            on_progress=show_rows(update, rows),
+        )
+    data = {"rows": rows, "problems": [vars(p) for p in problems]}
+    count = f"{sum(rows.values())} rows in {len(rows)} files"
+    out.result(data, "\n".join([*map(str, problems), count]))
+    if problems:
+        found = len(problems)
+        raise DataError(f"{found} problem{'s' if found > 1 else ''} in the tables")
+    out.hint("gptoss train-grpo --data " + " ".join(settings.paths))
