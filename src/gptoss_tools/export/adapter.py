@@ -47,9 +47,9 @@ _EXPERT_HINT = (
 
 @dataclass(frozen=True)
 class Change:
-    """How one base tensor changes: a LoRA product, added values, or new values.
+    """How one base tensor changes: new values first, then a LoRA product or a LoRA bias on them.
 
-    Shapes: base [out, in] or [out], A [r, in], B [out, r], magnitude [out].
+    Shapes: base and `new` [out, in] or [out], A [r, in], B [out, r], magnitude [out], plus [out].
     """
 
     base: TensorRef
@@ -74,10 +74,8 @@ class Change:
         a = self.a.read().float() if self.a is not None else None
         for first in range(0, rows, step):
             stored = self.base.read(first, first + step)
-            if self.new is not None:
-                yield first, stored, self.new.read(first, first + step).float()
-                continue
-            merged = stored.float()
+            start = stored if self.new is None else self.new.read(first, first + step)
+            merged = start.to(torch.float32, copy=True)
             if a is not None and self.b is not None:
                 merged += (self.b.read(first, first + step).float() @ a) * self.scale
             if self.plus is not None:
@@ -118,7 +116,7 @@ def read_changes(folder: Path, base: Checkpoint) -> list[Change]:
     if not path.is_file():
         raise DataError(f"{folder} holds no {WEIGHTS}", hint="save the adapter as safetensors")
     modules: dict[str, dict[str, TensorRef]] = {}
-    changes: list[Change] = []
+    news: dict[str, TensorRef] = {}
     for name, ref in read_header(path).items():
         stem = name.removeprefix(_PREFIX)
         if ".mlp.experts." in f".{stem}":
@@ -130,11 +128,14 @@ def read_changes(folder: Path, base: Checkpoint) -> list[Change]:
         elif "lora_" in stem or not name.startswith(_PREFIX):
             raise DataError(f"{path} holds {name}, which this version cannot merge")
         else:
-            target = _base_tensor(stem, ref, base)
-            _same_shape(ref, target.shape, f"the base's {stem}")
-            changes.append(Change(target, new=ref))
+            news[stem] = ref
+    changes: list[Change] = []
     for module, parts in modules.items():
-        changes += _lora(module, parts, config, base, path)
+        changes += _lora(module, parts, news, config, base, path)
+    for stem, ref in news.items():
+        target = _base_tensor(stem.replace(".base_layer.", "."), ref, base)
+        _same_shape(ref, target.shape, f"the base's {target.name}")
+        changes.append(Change(target, new=ref))
     if not changes:
         raise DataError(f"{path} holds no tensors")
     twice = {c.base.name for c in changes}
@@ -158,8 +159,14 @@ def _pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
 
 
 def _lora(
-    module: str, parts: dict[str, TensorRef], config: dict[str, Any], base: Checkpoint, path: Path
+    module: str,
+    parts: dict[str, TensorRef],
+    news: dict[str, TensorRef],
+    config: dict[str, Any],
+    base: Checkpoint,
+    path: Path,
 ) -> Iterator[Change]:
+    """Changes of one module; takes from `news` what PEFT saved of the layer below its LoRA."""
     a, b = parts.get("lora_A.weight"), parts.get("lora_B.weight")
     if a is None or b is None:
         raise DataError(f"{path} lacks lora_{'A' if a is None else 'B'} of {module}")
@@ -174,11 +181,20 @@ def _lora(
     if magnitude is not None:
         _same_shape(magnitude, (out,), f"the rows of {target.name}")
     scale = scale_of(module, rank, config)
-    yield Change(target, a=a, b=b, scale=scale, magnitude=magnitude)
+    new = _take(news, f"{module}.base_layer.weight", target)
+    yield Change(target, a=a, b=b, scale=scale, magnitude=magnitude, new=new)
     if bias is not None:
         target = _base_tensor(f"{module}.bias", bias, base)
         _same_shape(bias, target.shape, f"the base's {target.name}")
-        yield Change(target, plus=bias, scale=scale)
+        new = _take(news, f"{module}.base_layer.bias", target)
+        yield Change(target, plus=bias, scale=scale, new=new)
+
+
+def _take(news: dict[str, TensorRef], name: str, target: TensorRef) -> TensorRef | None:
+    ref = news.pop(name, None)
+    if ref is not None:
+        _same_shape(ref, target.shape, f"the base's {target.name}")
+    return ref
 
 
 def _refuse(config: dict[str, Any], folder: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from gptoss_tools.core.publish import MANIFEST, sync
+from gptoss_tools.core.runs import open_run
 from gptoss_tools.errors import DataError, RunFolderError
 from gptoss_tools.export import adapter as adapters
 from gptoss_tools.export.files import copy_file, disk_full, whole_folder
@@ -30,7 +31,14 @@ RECORD = "export.json"
 KEPT_ENOUGH = 0.9
 """Below this share of the change kept, the report advises to serve the adapter unmerged."""
 
+_VERSIONS = ("gptoss-tools", "torch")
 _LEFT_BEHIND = (".bin", ".gguf", ".pt", ".pth", ".safetensors", ".onnx", ".msgpack", ".h5")
+_SETTINGS = (
+    *("lora_r", "lora_alpha", "lora_target_modules", "learning_rate", "max_steps", "seed"),
+    *("num_generations", "prompts_per_step", "gradient_accumulation_steps", "num_iterations"),
+    *("loss_type", "scale_rewards", "beta", "temperature", "reward", "invalid_reward"),
+    *("max_prompt_length", "max_completion_length", "action_pattern"),
+)
 _NOT_THE_BASE = {"README.md", MANIFEST, RECORD, adapters.CONFIG}
 Progress = Callable[[str, int, int], None]
 """Called with (what, bytes done, bytes in all)."""
@@ -45,6 +53,8 @@ class Rounding:
 
     name: str
     kind: str
+    weight_norm: float
+    delta_norm: float
     ratio: float
     kept: float
     error: float
@@ -81,6 +91,14 @@ class ExportReport:
     copied_by: str = ""
     warnings: list[str] = field(default_factory=list)
 
+    def by_kind(self) -> list[tuple[str, float, float]]:
+        """(module, ratio, kept) over all layers of each kind of module, and over everything."""
+        groups: dict[str, list[Rounding]] = {}
+        for one in self.tensors:
+            groups.setdefault(one.name.rsplit(".", 2)[-2], []).append(one)
+        found = [(name, *_together(group)) for name, group in groups.items()]
+        return [*found, ("all", self.ratio, self.kept)]
+
     def to_record(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self) | {"out": str(self.out)}
@@ -106,14 +124,28 @@ class _Sums:
         self.error += _square(kept.sub_(delta))
 
     def rounding(self, name: str, kind: str) -> Rounding:
-        ratio = (self.delta / self.weight) ** 0.5 if self.weight else float(self.delta > 0)
-        kept = self.kept / self.delta if self.delta else 1.0
-        error = (self.error / self.delta) ** 0.5 if self.delta else 0.0
-        return Rounding(name, kind, ratio, kept, error, self.changed)
+        weight, delta, error = self.weight**0.5, self.delta**0.5, self.error**0.5
+        return Rounding(
+            name=name,
+            kind=kind,
+            weight_norm=weight,
+            delta_norm=delta,
+            ratio=delta / weight if weight else float(delta > 0),
+            kept=self.kept / self.delta if self.delta else 1.0,
+            error=error / delta if delta else 0.0,
+            changed=self.changed,
+        )
 
 
 def _square(flat: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
+
+
+def _together(group: list[Rounding]) -> tuple[float, float]:
+    weight = sum(one.weight_norm**2 for one in group)
+    delta = sum(one.delta_norm**2 for one in group)
+    kept = sum(one.kept * one.delta_norm**2 for one in group)
+    return (delta / weight) ** 0.5 if weight else float(delta > 0), kept / delta if delta else 1.0
 
 
 def plan_export(adapter_dir: Path, base_dir: Path) -> ExportPlan:
@@ -274,7 +306,8 @@ def _write_record(plan: ExportPlan, path: Path, report: ExportReport) -> None:
         "base": plan.base_name,
         "adapter_sha256": sha256(plan.adapter_dir / adapters.WEIGHTS),
         "adapter_config_sha256": sha256(plan.adapter_dir / adapters.CONFIG),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch",)},
+        "training": _training(plan.adapter_dir),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "bytes_total": report.bytes_total,
         "bytes_rewritten": report.bytes_rewritten,
         "ratio": report.ratio,
@@ -283,6 +316,16 @@ def _write_record(plan: ExportPlan, path: Path, report: ExportReport) -> None:
         "tensors": [asdict(rounding) for rounding in report.tensors],
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _training(adapter_dir: Path) -> dict[str, Any]:
+    """What the adapter's run says of itself; names of files and folders stay at home."""
+    run = open_run(adapter_dir)
+    data = run.config.get("data")
+    facts = {key: run.settings[key] for key in _SETTINGS if key in run.settings}
+    if isinstance(data, dict):
+        facts |= {f"data_{key}": data[key] for key in ("sha256", "rows") if key in data}
+    return facts
 
 
 def sha256(path: Path) -> str:
