@@ -149,7 +149,13 @@ def settings(**changes) -> TrainSettings:
 
 
 def trainer(
-    output: Path | str, *, rows: int = 5, dropout: float = 0.0, lora: bool = True, **changes
+    output: Path | str,
+    *,
+    rows: int = 5,
+    dropout: float = 0.0,
+    lora: bool = True,
+    world: int = 1,
+    **changes,
 ) -> DecisionTrainer:
     """A new trainer on a new model with the same random weights each time."""
     extra = {n: changes.pop(n) for n in ("on_completions", "allow_changes") if n in changes}
@@ -158,7 +164,7 @@ def trainer(
     data, _ = build_dataset(table(rows), tokenizer, wanted)
     return DecisionTrainer(
         model=tiny_model(lora=lora, dropout=dropout),
-        args=make_config(wanted, str(output), rows=len(data)),
+        args=make_config(wanted, str(output), world, rows=len(data)),
         train_dataset=data,
         tokenizer=tokenizer,
         reward=DecisionReward.from_settings(wanted, tokenizer),

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from peft import PeftModel, get_peft_model
 from torch.utils.data import Sampler
 from transformers import (
@@ -231,7 +231,9 @@ class DecisionTrainer(GRPOTrainer):
         path = Path(checkpoint) / _state_name(self.args.process_index)
         fits = path.is_file()
         if fits:
-            state = torch.load(path, map_location=self.args.device, weights_only=True)
+            # Not map_location: a rank's device may be "cpu:0", which torch.load does not know.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            state = send_to_device(loaded, self.args.device)
             fits = state["layout"] == self._layout()
         if not fits and not self.allow_changes:
             raise RunFolderError(
