@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -83,8 +86,24 @@ def same_bits(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def die_at(function: str, count: int) -> None:
+    """Let this process be killed at its `count`-th call of os.fsync or shutil.rmtree."""
+    module = shutil if function == "rmtree" else os
+    real, left = getattr(module, function), [count]
+
+    def counted(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    setattr(module, function, counted)
+
+
 if __name__ == "__main__":
     place, verb, more = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    if "die_at" in more:
+        die_at(*more.pop("die_at"))
     torch.set_num_threads(1)
     sys.stderr.write("ready\n")
     sys.stderr.flush()

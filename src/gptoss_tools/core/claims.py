@@ -61,7 +61,7 @@ def check_unused(folder: Path) -> None:
         ways = f"gptoss resume {folder}, or choose another --output-dir"
         if run.state == "finished":
             ways = f"gptoss resume {folder} --max-steps N goes on; or choose another --output-dir"
-        raise RunFolderError(f"{folder} already holds a {run.state} run", hint=ways)
+        raise RunFolderError(f"{folder} already holds a run ({run.state})", hint=ways)
     require_free(folder, hint="choose another --output-dir")
 
 

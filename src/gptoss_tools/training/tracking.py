@@ -174,12 +174,15 @@ class CompletionLog:
 
     def __call__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows: dicts with the names in COLUMNS; others are left out."""
+        lines = [self._line({**row, "segment": self.segment}) for row in rows]
+        append(self.path, "".join(lines))
+
+    @staticmethod
+    def _line(row: Mapping[str, Any]) -> str:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for row in rows:
-            filled = {**row, "segment": self.segment}
-            writer.writerow([cell(filled.get(name)) for name in COLUMNS])
-        append(self.path, text.getvalue())
+        # Only with this line end does csv quote cells that hold a bare carriage return.
+        csv.writer(text, lineterminator="\r\n").writerow([cell(row.get(n)) for n in COLUMNS])
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
     def _prepare(self) -> None:
         header = ",".join(COLUMNS)
