@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_tools.core.actions import Decision, Reason, compile_pattern, parse_action
 from gptoss_tools.core.completions import Completion, Message, split_text
 from gptoss_tools.errors import ConfigError
+
+# Other work on the machine must not fail a property.
+unhurried = settings(deadline=None)
 
 
 def final(text, stop="return"):
@@ -45,6 +48,7 @@ def test_a_generation_cut_at_the_limit_is_truncated_even_with_an_answer_in_it():
     assert parse_action(final("[1]", stop="none"), 4) == Decision(None, Reason.TRUNCATED)
 
 
+@unhurried
 @given(st.integers(0, 300), st.integers(2, 200))
 def test_every_index_below_the_number_of_actions_is_read_back(index, n_actions):
     found = parse_action(final(f"[{index}]"), n_actions)
@@ -52,6 +56,7 @@ def test_every_index_below_the_number_of_actions_is_read_back(index, n_actions):
     assert found == (expected or Decision(None, Reason.OUT_OF_RANGE))
 
 
+@unhurried
 @given(st.text())
 def test_no_text_is_both_valid_and_without_an_action(text):
     found = parse_action(final(text), 3)

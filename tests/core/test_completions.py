@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_tools.core.completions import (
@@ -16,6 +16,9 @@ from gptoss_tools.core.completions import (
     split_text,
 )
 from gptoss_tools.errors import ConfigError
+
+# Other work on the machine must not fail a property.
+unhurried = settings(deadline=None)
 
 IDS = HarmonyTokens(
     start=200006,
@@ -132,6 +135,7 @@ def test_header_fields_and_completeness_are_kept():
     assert found.transcript() == "[analysis] x\n[final] y"
 
 
+@unhurried
 @given(st.lists(st.sampled_from([*NAMES, *map(ord, "assistant final[2] analysis to=\n")])))
 def test_no_sequence_of_tokens_breaks_the_reader(ids):
     found = parse_completion(ids, IDS, decode)
@@ -141,6 +145,7 @@ def test_no_sequence_of_tokens_breaks_the_reader(ids):
     assert found.stop == expected if stops else found.stop in ("end", "none")
 
 
+@unhurried
 @given(st.text(max_size=30), st.sampled_from(["[0]", "[1] ", "no"]))
 def test_the_analysis_never_decides_the_answer(thought, answer):
     text = thought.replace("<|", "")

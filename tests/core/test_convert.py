@@ -69,7 +69,7 @@ def test_conversations_in_jsonl_are_rendered():
     assert column(result.target) == [HARMONY]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

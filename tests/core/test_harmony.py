@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_tools.core.harmony import chat_template, find_special, is_harmony, parse_legacy, render
 from gptoss_tools.errors import ConfigError, DataError
+
+# Other work on the machine must not fail a property.
+unhurried = settings(deadline=None)
 
 DATE = "2025-11-06"
 CONTENT = st.text(st.characters(exclude_characters="|", exclude_categories=("Cs",)), max_size=40)
@@ -36,6 +39,7 @@ def template_of_transformers():
     return apply
 
 
+@unhurried
 @given(
     first=st.sampled_from([None, "system", "developer"]),
     contents=st.lists(CONTENT, min_size=1, max_size=3),
@@ -57,6 +61,7 @@ def test_prompts_are_byte_for_byte_those_of_transformers(
     assert render(messages, date=DATE, add_generation_prompt=prompt, **options) == expected
 
 
+@unhurried
 @given(question=CONTENT, thinking=st.none() | CONTENT, answer=CONTENT, last=st.booleans())
 def test_answers_in_the_conversation_are_rendered_as_transformers_does(
     template_of_transformers, question, thinking, answer, last
@@ -111,6 +116,7 @@ def test_legacy_text_is_split_at_markers_that_start_a_line(text, expected):
     assert [(m["role"], m["content"]) for m in parse_legacy(text)] == expected
 
 
+@unhurried
 @given(system=st.lists(LINE, min_size=1), user=st.lists(LINE, min_size=1), data=st.data())
 def test_what_is_joined_with_markers_comes_apart_again(system, user, data):
     rules, state = "\n".join(system), "\n".join(user)
@@ -124,6 +130,7 @@ def test_what_is_joined_with_markers_comes_apart_again(system, user, data):
         assert list(found) == ["user"]
 
 
+@unhurried
 @given(CONTENT, CONTENT)
 def test_rendered_prompts_are_recognised_and_plain_ones_are_not(system, user):
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -20,6 +20,9 @@ from gptoss_tools.core.rewards import (
     settle,
 )
 from gptoss_tools.errors import ConfigError, DataError
+
+# Other work on the machine must not fail a property.
+unhurried = settings(deadline=None)
 
 METHODS = ["boltzmann", "regret", "minmax", "rank"]
 NAN, INF = math.nan, math.inf
@@ -54,6 +57,7 @@ def test_regret_minmax_and_rank_by_hand():
     np.testing.assert_allclose(rewards(q, method="rank"), expected, rtol=1e-15)
 
 
+@unhurried
 @given(finite_tables, st.sampled_from(METHODS), st.floats(1e-3, 1e3))
 def test_rewards_lie_in_0_to_1_and_keep_the_order_of_the_values(q, method, tau):
     found = rewards(q, method=method, tau=tau)
@@ -62,6 +66,7 @@ def test_rewards_lie_in_0_to_1_and_keep_the_order_of_the_values(q, method, tau):
     assert (np.diff(np.take_along_axis(found, order, axis=1), axis=1) >= 0).all()
 
 
+@unhurried
 @given(finite_tables, st.floats(1e-3, 1e3), st.integers(-1000, 1000))
 def test_boltzmann_sums_to_1_and_ignores_a_shift(q, tau, shift):
     found = rewards(q, tau=tau)
@@ -70,6 +75,7 @@ def test_boltzmann_sums_to_1_and_ignores_a_shift(q, tau, shift):
     np.testing.assert_allclose(rewards(q + shift, tau=tau), found, atol=1e-9 / tau)
 
 
+@unhurried
 @given(finite_tables)
 def test_actions_of_equal_value_share_and_one_row_does_not_touch_another(q):
     found = rewards(np.repeat(q, 2, axis=1))

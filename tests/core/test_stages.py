@@ -45,7 +45,7 @@ def test_harmony_without_rewards_goes_before_rewards_without_harmony():
     assert taken("train") == ["d/x_harmony.csv"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from(STEMS), min_size=1), st.sampled_from(["train", "score", "convert"]))
 def test_no_family_is_ever_taken_twice(tmp_path, stems, stage):
     folder = tmp_path / "-".join(sorted(stems))

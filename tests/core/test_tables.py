@@ -25,7 +25,7 @@ CELL = st.text(
     max_size=6,
 )
 ROWS = st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=7)
-relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path, frames):

@@ -198,7 +198,7 @@ class _Parts:
         cells = enumerate(values(frame, "prompt"), start=first_row)
         self.prompts += [prompt_of(cell, f"{path} row {row}") for row, cell in cells]
         others = [c for c in frame.columns if c not in {"prompt", *q_names, *reward_names}]
-        self.columns.append(frame[others].astype(object))
+        self.columns.append(frame.loc[:, others].astype(object))
 
     def table(self) -> DecisionTable:
         for kind in self.having & self.lacking.keys():

@@ -36,7 +36,8 @@ class SeenRows:
         hashes = np.concatenate(self._hashes)
         _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
         twice = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
-        found = [(*self._place(p), *self._place(first[inverse[p]])) for p in twice[:limit]]
+        pairs = zip(twice[:limit].tolist(), first[inverse[twice[:limit]]].tolist(), strict=True)
+        found = [(*self._place(row), *self._place(earlier)) for row, earlier in pairs]
         return found, max(len(twice) - limit, 0)
 
     def _place(self, index: int) -> tuple[Path, int]:

@@ -53,17 +53,18 @@ def q_to_rewards(
     check_tau(tau)
     q = np.asarray(q, dtype=np.float64)
     rows, width = q.shape
-    inside = np.ones(q.shape, dtype=bool)
-    if n_actions is not None:
-        inside = np.arange(width) < np.asarray(n_actions)[:, None]
+    counts = np.full(rows, width) if n_actions is None else np.asarray(n_actions)
+    inside = np.less(np.arange(width), counts[:, None])
     _refuse(np.isposinf(q) & inside, where, "is +inf, which no action can be worth", None)
     unknown = np.isnan(q) & inside
     if missing == "error":
         hint = "fill the value in, or pass --missing mask (or drop)"
         _refuse(unknown, where, "is missing (empty or NaN)", hint)
-    keep = ~unknown.any(axis=1) if missing == "drop" else np.ones(rows, dtype=bool)
-    finite = np.isfinite(q) & inside
-    hopeless = ~finite.any(axis=1, keepdims=True) & keep[:, None] & (np.arange(width) == 0)
+    keep = np.ones(rows, dtype=bool)
+    if missing == "drop":
+        keep = np.logical_not(np.any(unknown, axis=1))
+    hopeless = np.zeros(q.shape, dtype=bool)
+    hopeless[:, 0] = keep & ~np.any(np.isfinite(q) & inside, axis=1)
     _refuse(hopeless, where, "and all other actions of its row have no finite value", None)
     valued = np.where(inside & keep[:, None], q, np.nan)
     rewards = registry.get("q_method", method)(valued, tau) if rows else valued

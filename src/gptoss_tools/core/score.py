@@ -114,7 +114,7 @@ def score(
         counts[path][0] += int(keep.sum())
         counts[path][1] += int((~keep).sum())
         counts[path][2] += int((np.isnan(rewards) & inside)[keep].sum())
-        return _with_rewards(frame, rewards)[keep].reset_index(drop=True)
+        return _with_rewards(frame, rewards).loc[keep].reset_index(drop=True)
 
     rewrite_tables(
         targets,

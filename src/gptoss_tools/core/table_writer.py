@@ -4,6 +4,9 @@ Output is always UTF-8 with commas: later commands read it without options. Leav
 columns mean (core.data).
 """
 
+# pyarrow makes its compute functions at import, where no type checker sees them.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json
