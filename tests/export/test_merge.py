@@ -269,6 +269,23 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_values_too_large_for_the_stored_type_are_refused(base, adapter, tmp_path):
+    huge = shutil.copytree(adapter, tmp_path / "adapter")
+    edit_weights(huge, lambda w: [v.fill_(1e20) for v in w.values()])
+    with pytest.raises(DataError, match="too large for BF16"):
+        export_mxfp4(huge, base, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_report_groups_layers_by_module(base, adapter, tmp_path):
+    report = export_mxfp4(adapter, base, tmp_path / "out", dry_run=True)
+    groups = {name: (ratio, kept) for name, ratio, kept in report.by_kind()}
+    assert set(groups) == {*PROJECTIONS, "all"}
+    q = [t for t in report.tensors if "q_proj" in t.name]
+    norm = sum(t.delta_norm**2 for t in q) ** 0.5 / sum(t.weight_norm**2 for t in q) ** 0.5
+    assert groups["q_proj"][0] == pytest.approx(norm)
+
+
 def cut(path: Path, size: int) -> None:
     os.truncate(path, size)
 
