@@ -7,10 +7,8 @@ Comparing answers with a table is in evaluation.scoring.
 
 from __future__ import annotations
 
-import datetime
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from gptoss_tools.core.actions import Decision, compile_pattern, parse_action
 from gptoss_tools.core.completions import Completion, HarmonyTokens, parse_completion
-from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legacy, render
-from gptoss_tools.core.runs import HOME, LATEST, open_run
 from gptoss_tools.errors import DataError, MachineError
 from gptoss_tools.evaluation.decoding import (
     ChannelText,
@@ -29,8 +25,8 @@ from gptoss_tools.evaluation.decoding import (
     processors,
     stream_tokens,
 )
+from gptoss_tools.evaluation.sources import Prompt, Source, as_harmony, find_source
 from gptoss_tools.models.loading import (
-    base_of,
     load_model,
     load_tokenizer,
     load_with_adapter,
@@ -38,7 +34,7 @@ from gptoss_tools.models.loading import (
 )
 from gptoss_tools.settings import DecodingSettings, ModelSettings, PromptSettings
 
-Prompt = str | Sequence[Mapping[str, Any]]
+__all__ = ["Answer", "Policy", "Prompt", "Source", "as_harmony", "find_source", "load_policy"]
 
 
 @dataclass(frozen=True)
@@ -57,40 +53,6 @@ class Answer:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a target means: a base model by name, and perhaps an adapter folder on it."""
-
-    base: str
-    adapter: Path | None
-    label: str
-
-
-def find_source(target: str | Path, base: str | None = None) -> Source:
-    """Tell what `target` is: a run, checkpoint or adapter folder, a model folder, a Hub id, `tiny`.
-
-    `base` replaces the adapter's own base model. Raises RunFolderError for a run that is not there.
-    """
-    path = Path(target)
-    if not path.exists() and path.parts[:1] != HOME.parts and path.name != LATEST:
-        return Source(str(target), None, f"base model {target}")
-    if _is_model(path):
-        return Source(str(target), None, f"model in {target}")
-    run = open_run(target)
-    adapter = run.adapter()
-    # The run's own word first: `tiny` stays true when the cache folder moves.
-    named = base or run.settings.get("model") or base_of(adapter.path)
-    return Source(str(named), adapter.path, f"{adapter.label}, on {named}")
-
-
-def _is_model(path: Path) -> bool:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config
-
-
 def load_policy(
     target: str | Path,
     *,
@@ -104,7 +66,7 @@ def load_policy(
     `quantized` keeps experts packed. Errors are those of `models.loading`.
     """
     source = find_source(target, base)
-    model = model or ModelSettings()
+    model = model or ModelSettings.model_validate({})
     options: dict[str, Any] = {
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation,
@@ -120,33 +82,6 @@ def load_policy(
         loaded = load_with_adapter(source.base, source.adapter, **options)
     loaded.eval()
     return Policy(loaded, load_tokenizer(source.base, cache_dir=cache_dir), source)
-
-
-def as_harmony(prompt: Prompt, settings: PromptSettings | None = None) -> str:
-    """Prompt text for the model: Harmony stays, messages and legacy or plain text are rendered.
-
-    White space behind a Harmony prompt, as editors leave it in files, is removed. Raises DataError
-    for a prompt that does not end where the assistant begins.
-    """
-    settings = settings or PromptSettings()
-    if isinstance(prompt, str) and is_harmony(prompt):
-        text = prompt.strip()
-        if text.endswith("<|end|>"):
-            text += GENERATION_PROMPT
-        if not text.endswith(GENERATION_PROMPT):
-            raise DataError(
-                f"the Harmony prompt ends in {text[-30:]!r}, not in {GENERATION_PROMPT}",
-                hint="leave the assistant's message to the model",
-            )
-        return text
-    if isinstance(prompt, str) and not prompt.strip():
-        raise DataError("the prompt is empty")
-    return render(
-        parse_legacy(prompt) if isinstance(prompt, str) else prompt,
-        date=settings.date or datetime.date.today().isoformat(),
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-    )
 
 
 @dataclass
@@ -186,9 +121,9 @@ class Policy:
         Raises DataError naming the 1-based prompt that does not fit, MachineError if a batch does
         not fit into memory.
         """
-        decoding = decoding or DecodingSettings()
+        decoding = decoding or DecodingSettings.model_validate({})
         pattern = compile_pattern(action_pattern)
-        counts = [n_actions] * len(prompts) if _one(n_actions) else list(n_actions)
+        counts = _per_row(n_actions, len(prompts))
         encoded = [self._encode(p, i, prompt) for i, p in enumerate(prompts)]
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         for begin in range(0, len(order), decoding.batch_size):
@@ -209,7 +144,7 @@ class Policy:
         action_pattern: str | None = None,
     ) -> Stream:
         """Answer one prompt while it is generated; the same tokens as `answer([prompt])` gives."""
-        decoding = decoding or DecodingSettings()
+        decoding = decoding or DecodingSettings.model_validate({})
         pattern = compile_pattern(action_pattern)
         encoded = self._encode(prompt, 0, settings)
 
@@ -283,9 +218,10 @@ class Policy:
         return ids
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(
+        text = self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+        return str(text)
 
     def _read(
         self, index: int, ids: list[int], n_actions: int | None, pattern: Any, seconds: float
@@ -295,5 +231,9 @@ class Policy:
         return Answer(index, self._decode(ids), completion, decision, len(ids), seconds)
 
 
-def _one(n_actions: int | Sequence[int] | None) -> bool:
-    return n_actions is None or isinstance(n_actions, int)
+def _per_row(n_actions: int | Sequence[int] | None, rows: int) -> Sequence[int | None]:
+    if n_actions is None or isinstance(n_actions, int):
+        return [n_actions] * rows
+    if len(n_actions) != rows:
+        raise DataError(f"{len(n_actions)} numbers of actions were given for {rows} prompts")
+    return n_actions

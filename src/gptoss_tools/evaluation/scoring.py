@@ -55,12 +55,13 @@ def score(answers: Iterable[Answer], table: DecisionTable) -> dict[str, Any]:
     answers = list(answers)
     if not answers:
         raise DataError("there are no answers to score")
-    if any(answer.decision is None for answer in answers):
+    decisions = [answer.decision for answer in answers if answer.decision is not None]
+    if len(decisions) < len(answers):
         raise DataError("answers can be scored only when they were read as actions")
     rows = np.array([answer.index for answer in answers])
-    chosen = np.array([-1 if a.decision.action is None else a.decision.action for a in answers])
+    chosen = np.array([-1 if d.action is None else d.action for d in decisions])
     valid = chosen >= 0
-    reasons = Counter(answer.decision.reason for answer in answers)
+    reasons = Counter(decision.reason for decision in decisions)
     shares = np.bincount(chosen[valid], minlength=int(table.n_actions.max())) / max(valid.sum(), 1)
     result: dict[str, Any] = {
         "rows": len(answers),

@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,12 +26,10 @@ from gptoss_tools.core.runs import open_run
 from gptoss_tools.errors import DataError, RunFolderError
 from gptoss_tools.export import adapter as adapters
 from gptoss_tools.export.files import copy_file, disk_full, whole_folder
+from gptoss_tools.export.rounding import Rounding, Sums, together, warnings_about
 from gptoss_tools.export.safetensors_io import Checkpoint, open_checkpoint
 
 RECORD = "export.json"
-KEPT_ENOUGH = 0.9
-"""Below this share of the change kept, the report advises to serve the adapter unmerged."""
-
 _VERSIONS = ("gptoss-tools", "torch")
 _LEFT_BEHIND = (".bin", ".gguf", ".pt", ".pth", ".safetensors", ".onnx", ".msgpack", ".h5")
 _SETTINGS = (
@@ -43,22 +41,6 @@ _SETTINGS = (
 _NOT_THE_BASE = {"README.md", MANIFEST, RECORD, adapters.CONFIG}
 Progress = Callable[[str, int, int], None]
 """Called with (what, bytes done, bytes in all)."""
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What rounding to the stored type leaves of one tensor's change D: kept is <K, D> / <D, D>.
-
-    K is the change after rounding; `ratio` is |D| / |W|, `error` |K - D| / |D|, all Frobenius.
-    """
-
-    name: str
-    kind: str
-    weight_norm: float
-    delta_norm: float
-    ratio: float
-    kept: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -96,54 +78,12 @@ class ExportReport:
         groups: dict[str, list[Rounding]] = {}
         for one in self.tensors:
             groups.setdefault(one.name.rsplit(".", 2)[-2], []).append(one)
-        found = [(name, *_together(group)) for name, group in groups.items()]
+        found = [(name, *together(group)) for name, group in groups.items()]
         return [*found, ("all", self.ratio, self.kept)]
 
     def to_record(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self) | {"out": str(self.out)}
-
-
-@dataclass
-class _Sums:
-    """Squares over one tensor: of W, D, K - D, and <K, D>."""
-
-    weight: float = 0.0
-    delta: float = 0.0
-    error: float = 0.0
-    kept: float = 0.0
-
-    def add(self, stored: torch.Tensor, merged: torch.Tensor, rounded: torch.Tensor) -> None:
-        weight = stored.float()
-        delta, kept = (merged - weight).flatten(), (rounded.float() - weight).flatten()
-        self.weight += _square(weight.flatten())
-        self.delta += _square(delta)
-        self.kept += float(torch.dot(delta, kept))
-        self.error += _square(kept.sub_(delta))
-
-    def rounding(self, name: str, kind: str) -> Rounding:
-        weight, delta, error = self.weight**0.5, self.delta**0.5, self.error**0.5
-        return Rounding(
-            name=name,
-            kind=kind,
-            weight_norm=weight,
-            delta_norm=delta,
-            ratio=delta / weight if weight else float(delta > 0),
-            kept=self.kept / self.delta if self.delta else 1.0,
-            error=error / delta if delta else 0.0,
-        )
-
-
-def _square(flat: torch.Tensor) -> float:
-    # BLAS: ten times as fast as a norm in float64, and good to six digits.
-    return float(torch.dot(flat, flat))
-
-
-def _together(group: list[Rounding]) -> tuple[float, float]:
-    weight = sum(one.weight_norm**2 for one in group)
-    delta = sum(one.delta_norm**2 for one in group)
-    kept = sum(one.kept * one.delta_norm**2 for one in group)
-    return (delta / weight) ** 0.5 if weight else float(delta > 0), kept / delta if delta else 1.0
 
 
 def plan_export(adapter_dir: Path, base_dir: Path) -> ExportPlan:
@@ -258,9 +198,9 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _rewrite(plan: ExportPlan, folder: Path | None, report: ExportReport, tell: Progress) -> None:
-    done, total = 0, _Sums()
+    done, total = 0, Sums()
     for change in plan.changes:
-        sums = _Sums()
+        sums = Sums()
         if folder is None:
             _merge_one(change, None, sums)
         else:
@@ -273,10 +213,10 @@ def _rewrite(plan: ExportPlan, folder: Path | None, report: ExportReport, tell: 
         tell("merge", done, plan.bytes_rewritten)
     whole = total.rounding("all", "all")
     report.ratio, report.kept = whole.ratio, whole.kept
-    report.warnings += _warnings(whole)
+    report.warnings += warnings_about(whole)
 
 
-def _merge_one(change: adapters.Change, file: BinaryIO | None, sums: _Sums) -> None:
+def _merge_one(change: adapters.Change, file: BinaryIO | None, sums: Sums) -> None:
     base = change.base
     for first, stored, merged in change.merged():
         rounded = merged.to(stored.dtype)
@@ -286,16 +226,6 @@ def _merge_one(change: adapters.Change, file: BinaryIO | None, sums: _Sums) -> N
         if file is not None:
             file.seek(base.offset + first * (base.nbytes // base.shape[0]))
             file.write(rounded.contiguous().view(torch.uint8).numpy().data)
-
-
-def _warnings(whole: Rounding) -> Iterator[str]:
-    if whole.ratio == 0:
-        yield "the adapter changes nothing: all its products are zero"
-    elif whole.kept < KEPT_ENOUGH:
-        yield (
-            f"rounding keeps only {whole.kept:.0%} of the adapter's change, because it is small "
-            f"beside the weights ({whole.ratio:.2%}); serve the adapter unmerged to keep all of it"
-        )
 
 
 def _write_record(plan: ExportPlan, path: Path, report: ExportReport) -> None:

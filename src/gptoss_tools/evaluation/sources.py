@@ -1,0 +1,79 @@
+"""What a user's words mean: a target is a model or an adapter on one, a prompt is Harmony text."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legacy, render
+from gptoss_tools.core.runs import HOME, LATEST, open_run
+from gptoss_tools.errors import DataError
+from gptoss_tools.models.loading import base_of
+from gptoss_tools.settings import PromptSettings
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a target means: a base model by name, and perhaps an adapter folder on it."""
+
+    base: str
+    adapter: Path | None
+    label: str
+
+
+def find_source(target: str | Path, base: str | None = None) -> Source:
+    """Tell what `target` is: a run, checkpoint or adapter folder, a model folder, a Hub id, `tiny`.
+
+    `base` replaces the adapter's own base model. Raises RunFolderError for a run that is not there.
+    """
+    path = Path(target)
+    if not path.exists() and path.parts[:1] != HOME.parts and path.name != LATEST:
+        return Source(str(target), None, f"base model {target}")
+    if _is_model(path):
+        return Source(str(target), None, f"model in {target}")
+    run = open_run(target)
+    adapter = run.adapter()
+    # The run's own word first: `tiny` stays true when the cache folder moves.
+    named = base or run.settings.get("model") or base_of(adapter.path)
+    return Source(str(named), adapter.path, f"{adapter.label}, on {named}")
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
+def as_harmony(prompt: Prompt, settings: PromptSettings | None = None) -> str:
+    """Prompt text for the model: Harmony stays, messages and legacy or plain text are rendered.
+
+    White space behind a Harmony prompt, as editors leave it in files, is removed. Raises DataError
+    for a prompt that does not end where the assistant begins.
+    """
+    settings = settings or PromptSettings.model_validate({})
+    if isinstance(prompt, str) and is_harmony(prompt):
+        text = prompt.strip()
+        if text.endswith("<|end|>"):
+            text += GENERATION_PROMPT
+        if not text.endswith(GENERATION_PROMPT):
+            raise DataError(
+                f"the Harmony prompt ends in {text[-30:]!r}, not in {GENERATION_PROMPT}",
+                hint="leave the assistant's message to the model",
+            )
+        return text
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DataError("the prompt is empty")
+    return render(
+        parse_legacy(prompt) if isinstance(prompt, str) else prompt,
+        date=settings.date or datetime.date.today().isoformat(),
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+    )
