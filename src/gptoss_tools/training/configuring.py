@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
-from trl import GRPOConfig
+from trl.trainer.grpo_config import GRPOConfig
 
 from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.stream import value_columns

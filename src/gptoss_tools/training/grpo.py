@@ -24,7 +24,8 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gptoss_tools.core.completions import HarmonyTokens
 from gptoss_tools.core.publish import publish
@@ -50,10 +51,16 @@ class DecisionTrainer(GRPOTrainer):
     `allow_changes` lets a resume go on without the state that would make it exact.
     """
 
+    # Trainer declares these as unions of everything it can be given.
+    args: Any
+    model: Any
+    accelerator: Any
+    processing_class: Any
+
     def __init__(
         self,
         *,
-        model: PreTrainedModel | torch.nn.Module,
+        model: PreTrainedModel | PeftModel,
         args: GRPOConfig,
         train_dataset: datasets.Dataset,
         tokenizer: PreTrainedTokenizerBase,
@@ -66,11 +73,12 @@ class DecisionTrainer(GRPOTrainer):
         self.on_completions = on_completions
         self.allow_changes = allow_changes
         self.watch = InvalidWatch()
-        self._keep: torch.Tensor | None = None
+        self._keep = torch.ones(0, dtype=torch.bool)
         self._valid_rows_in_window = 0
         self._restored: dict[str, Any] = {}
-        prompts = args.per_device_train_batch_size * args.world_size // args.num_generations
-        self.stream = StepStream(len(train_dataset), prompts, args.num_generations, args.seed)
+        generations = args.num_generations or 1
+        prompts = args.per_device_train_batch_size * args.world_size // generations
+        self.stream = StepStream(len(train_dataset), prompts, generations, args.seed)
         if self.stream.clipped:
             raise ConfigError(
                 f"prompts_per_step is {prompts} and the table has {len(train_dataset)} rows",
@@ -79,7 +87,8 @@ class DecisionTrainer(GRPOTrainer):
         tokens = HarmonyTokens.from_tokenizer(tokenizer)
         tokenizer.pad_token = "<|endoftext|>"
         # Generation stops at any of the three; TRL reads the list from here.
-        model.generation_config.eos_token_id = [tokens.return_, tokens.call, tokens.endoftext]
+        decoding: Any = model.generation_config
+        decoding.eos_token_id = [tokens.return_, tokens.call, tokens.endoftext]
         super().__init__(
             model=model,
             args=args,
@@ -90,12 +99,14 @@ class DecisionTrainer(GRPOTrainer):
         )
         if isinstance(model, PeftModel):
             # PEFT would ask the Hub at every save whether the vocabulary has changed.
-            model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+            save = partial(model.save_pretrained, save_embedding_layers=False)
+            object.__setattr__(model, "save_pretrained", save)
         self.remove_callback(PrinterCallback)  # stdout belongs to results
         # generate() counts positions from the first real token, TRL's scoring counts the padding
         # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
-        for scored in filter(None, (self.model, self.ref_model)):
-            scored.register_forward_pre_hook(_add_position_ids, with_kwargs=True)
+        for scored in (self.model, self.ref_model):
+            if isinstance(scored, torch.nn.Module):
+                scored.register_forward_pre_hook(_add_position_ids, with_kwargs=True)
 
     @classmethod
     def build(
@@ -192,7 +203,7 @@ class DecisionTrainer(GRPOTrainer):
         if not (self.accelerator.is_main_process and self.model.training):
             return
         first = self._step % self.args.gradient_accumulation_steps
-        rows_per_draw = self.stream.prompts_per_step * self.num_generations
+        rows_per_draw = self.stream.prompts_per_step * self.stream.num_generations
         for place, record in enumerate(records):
             record["step"] = self.state.global_step
             record["micro_step"] = first + place // rows_per_draw + 1

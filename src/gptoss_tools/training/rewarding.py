@@ -44,7 +44,9 @@ class DecisionReward:
         action_pattern: str | None = None,
     ):
         self.function = registry.get("reward", reward)
-        self.invalid_reward = core_rewards.parse_invalid_reward(invalid_reward)
+        self.invalid_reward: core_rewards.InvalidReward = core_rewards.parse_invalid_reward(
+            invalid_reward
+        )
         self.pattern = compile_pattern(action_pattern)
         self.tokens = HarmonyTokens.from_tokenizer(tokenizer)
         self.tokenizer = tokenizer
