@@ -139,8 +139,9 @@ def test_targets_are_told_apart(untrained, tmp_path):
     assert find_source("tiny").adapter is None
     assert find_source("openai/gpt-oss-20b").base == "openai/gpt-oss-20b"
     assert find_source(untrained).base == str(untrained)
-    with pytest.raises(RunFolderError):
-        find_source("runs/latest")
+    for missing in ("runs/latest", "runs/none", "exports/none", tmp_path / "none"):
+        with pytest.raises(RunFolderError):
+            find_source(missing)
     run = tmp_path / "runs" / "one"
     adapter = run / "adapter"
     adapter.mkdir(parents=True)

@@ -33,7 +33,7 @@ def find_source(target: str | Path, base: str | None = None) -> Source:
     `base` replaces the adapter's own base model. Raises RunFolderError for a run that is not there.
     """
     path = Path(target)
-    if not path.exists() and path.parts[:1] != HOME.parts and path.name != LATEST:
+    if not path.exists() and not _means_a_folder(path):
         return Source(str(target), None, f"base model {target}")
     if _is_model(path):
         return Source(str(target), None, f"model in {target}")
@@ -42,6 +42,12 @@ def find_source(target: str | Path, base: str | None = None) -> Source:
     # The run's own word first: `tiny` stays true when the cache folder moves.
     named = base or run.settings.get("model") or base_of(adapter.path)
     return Source(str(named), adapter.path, f"{adapter.label}, on {named}")
+
+
+def _means_a_folder(path: Path) -> bool:
+    """Whether a path that is not there was meant as one: `runs/x` also looks like a Hub id."""
+    inside = path.parent != Path(".") and path.parent.is_dir()
+    return inside or path.parts[:1] in (HOME.parts, ("exports",)) or path.name == LATEST
 
 
 def _is_model(path: Path) -> bool:
