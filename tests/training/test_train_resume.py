@@ -1,6 +1,7 @@
 """Whole runs on a random two-layer model: interrupted, resumed, refused."""
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -222,7 +223,10 @@ def test_what_is_refused_leaves_no_folder(lab):
         run_lab.run(lab, "never", reward="decission")
     with pytest.raises(ConfigError, match="neither a folder nor a Hub id"):
         run_lab.run(lab, "never", model="./nowhere")
-    if shutil.which("trackio") is None:
+    (lab / "mine.csv").write_text("date,price\n")
+    with pytest.raises(RunFolderError, match="other columns"):
+        run_lab.run(lab, "never", completion_log_path=str(lab / "mine.csv"))
+    if importlib.util.find_spec("trackio") is None:
         with pytest.raises(MachineError, match="trackio"):
             run_lab.run(lab, "never", report_to="trackio")
     assert not (lab / "never").exists()
@@ -256,3 +260,12 @@ def test_rolling_checkpoints_give_way_and_lasting_ones_stay(lab):
 def test_only_as_many_checkpoints_stay_as_the_limit_says(lab):
     run_lab.run(lab, "few", save_steps=1, save_total_limit=2)
     assert [c.step for c in open_run(lab / "few").checkpoints()] == [5, 6]
+
+
+def test_a_run_goes_on_from_another_folder_than_it_began_in(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(lab)
+    interrupt(lab, "moved", 1, data=["table.csv"], model="model")
+    monkeypatch.chdir(tmp_path)
+    run_lab.go_on(lab, "moved")
+    assert run_lab.same_bits(lab / "moved/adapter", lab / "straight/adapter")
+    assert open_run(tmp_path / "runs/latest").path.resolve() == lab / "moved"

@@ -7,10 +7,8 @@ Expects a claimed, locked and checked run folder: that is `train`'s affair. How 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +16,21 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from gptoss_tools.core.claims import mark_latest
-from gptoss_tools.core.publish import publish, temporary_name, write_json
+from gptoss_tools.core.publish import write_json
 from gptoss_tools.core.runs import Run
-from gptoss_tools.errors import TrainingError
-from gptoss_tools.models.loading import load_model, quiet
+from gptoss_tools.errors import GptossError, TrainingError
+from gptoss_tools.models.loading import load_model
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.flow import Flow, Interrupted, StopSignals
 from gptoss_tools.training.grpo import DecisionTrainer, make_config
+from gptoss_tools.training.outcome import Outcome, publish_adapter, summarize
 from gptoss_tools.training.preparation import Prepared
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.records import count_start
 from gptoss_tools.training.trackers import tracker
-from gptoss_tools.training.tracking import (
-    CompletionLog,
-    Metrics,
-    Progress,
-    invalid_share,
-    read_metrics,
-)
+from gptoss_tools.training.tracking import CompletionLog, Metrics, Progress
 
 Notice = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run. Rewards and shares are means over the first or last tenth of the steps."""
-
-    run: Path
-    adapter: Path
-    steps: int
-    reward_first: float | None
-    reward_last: float | None
-    invalid_last: float | None
-    seconds: float
-    resumed_from: int = 0
 
 
 def run_session(
@@ -72,32 +51,29 @@ def run_session(
     settings, started = prepared.settings, time.monotonic()
     reached = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     with contextlib.ExitStack() as stack:
-        callbacks: list[Any] = []
-        completions = None
-        if prepared.is_main:
-            segment = count_start(run, prepared, reached)
-            run.outcome_path.unlink(missing_ok=True)
-            shown = settings.model_dump(mode="json")
-            callbacks += stack.enter_context(tracker(settings.report_to, run, shown))
-            callbacks.append(Metrics(run.metrics_path, segment, on_step))
-            if settings.log_completions:
-                path = settings.completion_log_path
-                completions = CompletionLog(Path(path) if path else run.completions_path, segment)
-        signals = StopSignals(notice if prepared.is_main else None)
-        flow = Flow(
-            run,
-            signals,
-            save_total_limit=settings.save_total_limit,
-            weight_decay=settings.weight_decay,
-        )
-        try:
-            trainer = _trainer(
-                run, prepared, completions, [*callbacks, flow], allow_changes, cache_dir
+        with _removed_on_failure(run, fresh and prepared.is_main):
+            callbacks: list[Any] = []
+            completions = None
+            if prepared.is_main:
+                segment = count_start(run, prepared, reached)
+                run.outcome_path.unlink(missing_ok=True)
+                shown = settings.model_dump(mode="json")
+                callbacks += stack.enter_context(tracker(settings.report_to, run, shown))
+                callbacks.append(Metrics(run.metrics_path, segment, on_step))
+                if settings.log_completions:
+                    path = settings.completion_log_path
+                    completions = CompletionLog(
+                        Path(path) if path else run.completions_path, segment
+                    )
+            signals = StopSignals(notice if prepared.is_main else None)
+            flow = Flow(
+                run,
+                signals,
+                save_total_limit=settings.save_total_limit,
+                weight_decay=settings.weight_decay,
             )
-        except BaseException:
-            if fresh and prepared.is_main:
-                run.abandon()
-            raise
+            callbacks.append(flow)
+            trainer = _trainer(run, prepared, completions, callbacks, allow_changes, cache_dir)
         if prepared.is_main:
             _point_latest(run, notice)
         try:
@@ -105,6 +81,13 @@ def run_session(
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt as stop:
             raise interruption(run, settings) from stop
+        except OSError as error:
+            if isinstance(error, GptossError):
+                raise
+            raise TrainingError(
+                f"writing to {run.path} failed after step {trainer.state.global_step}: {error}",
+                hint=f"make room, then gptoss resume {run.path}",
+            ) from error
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the GPU ran out of memory after step {trainer.state.global_step}",
@@ -115,14 +98,24 @@ def run_session(
         if flow.interrupted and steps < settings.max_steps:
             raise interruption(run, settings)
         if prepared.is_main:
-            _publish_adapter(run, trainer, steps)
-            outcome = _outcome(run, steps, time.monotonic() - started, reached)
+            publish_adapter(run, trainer, steps)
+            outcome = summarize(run, steps, time.monotonic() - started, reached)
             figures = {k: v for k, v in vars(outcome).items() if not isinstance(v, Path)}
             write_json(run.outcome_path, figures)
         else:
             outcome = Outcome(run.path, run.adapter_path, steps, None, None, None, 0.0)
         join(settings.device).wait_for_everyone()
         return outcome
+
+
+@contextlib.contextmanager
+def _removed_on_failure(run: Run, remove: bool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if remove:
+            run.abandon()
+        raise
 
 
 def _trainer(
@@ -159,39 +152,6 @@ def _trainer(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
-
-
-def _publish_adapter(run: Run, trainer: DecisionTrainer, steps: int) -> None:
-    """Write adapter/, whole or not at all: PEFT's files and the tokenizer's."""
-    temporary = temporary_name(run.adapter_path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    with quiet():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        # False: PEFT would otherwise ask the Hub whether the vocabulary changed.
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
-        trainer.processing_class.save_pretrained(str(temporary))
-    publish(temporary, run.adapter_path, step=steps)
-
-
-def _outcome(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcome:
-    records = read_metrics(run.metrics_path)
-    tenth = max(1, len(records) // 10)
-    rewards = [r.get("reward") for r in records]
-    return Outcome(
-        run=run.path,
-        adapter=run.adapter_path,
-        steps=steps,
-        reward_first=_mean(rewards[:tenth]),
-        reward_last=_mean(rewards[-tenth:]),
-        invalid_last=_mean([invalid_share(r) for r in records[-tenth:]]),
-        seconds=seconds,
-        resumed_from=resumed_from,
-    )
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
 
 
 def interruption(run: Run, settings: TrainSettings) -> Interrupted:

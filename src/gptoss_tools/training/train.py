@@ -19,10 +19,11 @@ from gptoss_tools.settings import ResumeSettings, TrainSettings
 from gptoss_tools.training.checkpoints import schedule_note
 from gptoss_tools.training.flow import Interrupted
 from gptoss_tools.training.logs import log_file
+from gptoss_tools.training.outcome import Outcome
 from gptoss_tools.training.preparation import merged_settings, plan, prepare
 from gptoss_tools.training.ranks import from_main, join
 from gptoss_tools.training.records import begin, go_on, set_aside_newer
-from gptoss_tools.training.session import Notice, Outcome, run_session
+from gptoss_tools.training.session import Notice, run_session
 from gptoss_tools.training.tracking import Progress
 
 __all__ = ["Interrupted", "Outcome", "Progress", "plan", "resume", "train"]
@@ -42,12 +43,11 @@ def train(
     own. Raises DataError, ConfigError, RunFolderError or MachineError before anything loads,
     TrainingError afterwards, Interrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM.
     """
-    notice = on_notice or (lambda message: None)
     if settings.resume is not None:
         run = open_run(settings.resume)
         changes = {name: getattr(settings, name) for name in explicit}
-        return _go_on(run, changes, settings.allow_changes, on_step, notice, cache_dir)
-    join(settings.device)
+        return _go_on(run, changes, settings.allow_changes, on_step, on_notice, cache_dir)
+    notice = _speaker(settings.device, on_notice)
     prepared = prepare(settings, cache_dir=cache_dir)
     for note in prepared.notes:
         notice(note)
@@ -80,9 +80,8 @@ def resume(
     """
     names = ("max_steps", "save_steps", "report_to")
     changes = {n: v for n in names if (v := getattr(settings, n)) is not None}
-    notice = on_notice or (lambda message: None)
     run = open_run(settings.run)
-    return _go_on(run, changes, settings.allow_changes, on_step, notice, cache_dir)
+    return _go_on(run, changes, settings.allow_changes, on_step, on_notice, cache_dir)
 
 
 def _go_on(
@@ -90,11 +89,11 @@ def _go_on(
     changes: dict[str, Any],
     allow_changes: bool,
     on_step: Callable[[Progress], None] | None,
-    notice: Notice,
+    on_notice: Notice | None,
     cache_dir: Path | None,
 ) -> Outcome:
     settings = merged_settings(run, changes)
-    state = join(settings.device)
+    state, notice = join(settings.device), _speaker(settings.device, on_notice)
     with _held(run), _logged(run):
         if state.is_main_process:
             sweep(run.path)
@@ -122,6 +121,13 @@ def _go_on(
             notice=notice,
             cache_dir=cache_dir,
         )
+
+
+def _speaker(device: str, on_notice: Notice | None) -> Notice:
+    """Join the other processes; only rank 0 has something to say."""
+    if on_notice is None or not join(device).is_main_process:
+        return lambda message: None
+    return on_notice
 
 
 def _check_room(run: Run, settings: TrainSettings, reached: int) -> None:

@@ -1,0 +1,61 @@
+"""What a finished run hands over: its adapter folder and its figures."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptoss_tools.core.publish import publish, temporary_name
+from gptoss_tools.core.runs import Run
+from gptoss_tools.models.loading import quiet
+from gptoss_tools.training.grpo import DecisionTrainer
+from gptoss_tools.training.tracking import invalid_share, read_metrics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. Rewards and shares are means over the first or last tenth of the steps."""
+
+    run: Path
+    adapter: Path
+    steps: int
+    reward_first: float | None
+    reward_last: float | None
+    invalid_last: float | None
+    seconds: float
+    resumed_from: int = 0
+
+
+def publish_adapter(run: Run, trainer: DecisionTrainer, steps: int) -> None:
+    """Write adapter/, whole or not at all: PEFT's files and the tokenizer's."""
+    temporary = temporary_name(run.adapter_path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    with quiet():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        # False: PEFT would otherwise ask the Hub whether the vocabulary changed.
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        trainer.processing_class.save_pretrained(str(temporary))
+    publish(temporary, run.adapter_path, step=steps)
+
+
+def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcome:
+    """Read the figures of a finished run from its metrics; `seconds` are this sitting's."""
+    records = read_metrics(run.metrics_path)
+    tenth = max(1, len(records) // 10)
+    rewards = [r.get("reward") for r in records]
+    return Outcome(
+        run=run.path,
+        adapter=run.adapter_path,
+        steps=steps,
+        reward_first=_mean(rewards[:tenth]),
+        reward_last=_mean(rewards[-tenth:]),
+        invalid_last=_mean([invalid_share(r) for r in records[-tenth:]]),
+        seconds=seconds,
+        resumed_from=resumed_from,
+    )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
