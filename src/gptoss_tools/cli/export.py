@@ -35,7 +35,7 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     from ..core.runs import open_run
     from ..evaluation.policy import find_source
     from ..export.merge import export_mxfp4
-    from ..models.loading import checkpoint_folder
+    from ..models.snapshot import checkpoint_folder
 
     source = find_source(settings.target, settings.base)
     run = open_run(settings.target)
