@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 OURS = ("GPTOSS_", "GRPO_", "HF_REPO_ID", "HF_TOKEN", "WANDB_", "MODAL_")
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line sets it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

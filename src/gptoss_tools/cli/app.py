@@ -111,7 +111,7 @@ def _carry_out(request) -> int:
     out.mode, out.verbose = request.mode, request.verbose
     if os.environ.get("RANK", "0") != "0":
         out.mode = "silent"  # of several processes, one speaks
-    _quieten(request.verbose)
+    _prepare(request.verbose)
     spec = request.command
     try:
         loaded = load(spec.settings, spec.name, flags=request.flags, config=request.config)
@@ -136,8 +136,10 @@ def _carry_out(request) -> int:
         return 1
 
 
-def _quieten(verbose: bool) -> None:
-    """Keep the libraries' own bars, notices and telemetry away, unless asked for."""
+def _prepare(verbose: bool) -> None:
+    """Set what the libraries read when they load; keep their own bars and notices away."""
+    # OpenMP threads that wait for one another spin; on a CPU that others use too, 20 times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not verbose:

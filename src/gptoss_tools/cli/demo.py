@@ -28,6 +28,7 @@ HELDOUT_SEED = 1000  # added to the seed: no episode is in both tables
 CONFIG = """\
 # What the demo trains with: small groups, a rate for a tiny model, and a price for invalid answers.
 model = "tiny"
+date = "2026-01-01"
 
 [train-grpo]
 data = ["{folder}/data/train_harmony_with_reward.csv"]
@@ -132,7 +133,7 @@ def _walk(folder: Path, settings: DemoSettings) -> tuple[dict[str, Any], str]:
         stages.run(
             "make-dataset",
             *("make-dataset", "--out", str(path), "--episodes", str(episodes)),
-            *("--seed", str(seed)),
+            *("--seed", str(seed), "--on-path-rows", "6", "--off-path-rows", "6"),
         )
     stages.run("convert-harmony", "convert-harmony", str(data))
     stages.run("calc-reward", "calc-reward", str(data), "--tau", "0.05")
