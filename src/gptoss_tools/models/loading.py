@@ -73,7 +73,7 @@ def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> str:
 
 
 def read_config(name: str | Path) -> GptOssConfig:
-    """The config of a resolved model; MachineError if the Hub gives none, ConfigError if not gpt-oss.
+    """Config of a resolved model; MachineError if the Hub gives none, ConfigError if no gpt-oss.
 
     Reading it fetches config.json alone. An unreachable Hub is noticed at once, not after
     huggingface_hub's half minute of retries.

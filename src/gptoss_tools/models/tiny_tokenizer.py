@@ -1,8 +1,9 @@
 """The tiny model's tokenizer: a byte-level BPE with gpt-oss's special tokens and chat template.
 
-Same splitting pattern as gpt-oss (o200k; llama.cpp calls it `gpt-4o`), same special strings in the
-same order behind the learned tokens, so that everything that handles the real tokenizer handles
-this one. Any UTF-8 text survives encoding and decoding.
+The special strings stand in gpt-oss's order behind the learned tokens, so that everything that
+handles the real tokenizer handles this one. Any UTF-8 text survives encoding and decoding. Unlike
+o200k it merges across words: the sentences that every decision prompt repeats become one token each
+and a prompt half as long, which is what makes training on a CPU a matter of minutes.
 """
 
 from __future__ import annotations
@@ -29,26 +30,14 @@ _NAMES = {
 SPECIAL_TOKENS = [f"<|{_NAMES.get(i, f'reserved_{i}')}|>" for i in range(199998, 200019)]
 """The 21 special tokens of the published tokenizer, in id order (199998 to 200018)."""
 
-_SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-PATTERN = "|".join(
-    [
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _SUFFIX,
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _SUFFIX,
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
-"""How o200k splits text before merging (openai/tiktoken, o200k_base)."""
+PATTERN = r"\d|[^\d\[\]]+|[\[\]]"
+"""Text is cut at digits and brackets before merging, so those are always tokens of their own."""
 
 
 def build_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Learn up to `vocab_size` tokens, specials included, from Harmony texts.
 
-    The pattern keeps brackets and digits apart, so `[3]` is always the three tokens `[`, `3`, `]`.
-    Padding goes left, as generation needs it.
+    `[3]` is always the three tokens `[`, `3`, `]`. Padding goes left, as generation needs it.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
