@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from gptoss_tools.core.claims import claim
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, DataError
+from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.checkpoints import (
     FREE,
@@ -155,3 +158,23 @@ def test_following_the_same_schedule_changes_no_bit_and_another_one_takes_effect
     follow_schedule(0.03, longer, schedule)
     # warm-up of 2, then down to 0 at 12: after 3 steps 9 of 10 are left
     assert longer.param_groups[0]["lr"] == pytest.approx(0.03 * 9 / 10)
+
+
+def test_a_base_model_with_other_weights_is_refused_by_its_fingerprint(tmp_path):
+    model = tmp_path / "base"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(100))
+    first = fingerprint(model)
+    assert first == fingerprint(model) and fingerprint("owner/name") is None
+    (model / "model.safetensors").write_bytes(bytes(99) + b"1")
+    second = fingerprint(model)
+    assert first != second
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    record = {"settings": {}, "world_size": 1, "data": {"sha256": "a"}, "base_sha256": first}
+    run.config_path.write_text(json.dumps(record))
+    same = {"data_hash": "a", "world_size": 1}
+    assert check_resumable(run, {}, base_hash=first, **same) == []
+    with pytest.raises(ConfigError, match="other weights"):
+        check_resumable(run, {}, base_hash=second, **same)

@@ -39,8 +39,12 @@ def find_source(target: str | Path, base: str | None = None) -> Source:
         return Source(str(target), None, f"model in {target}")
     run = open_run(target)
     adapter = run.adapter()
-    # The run's own word first: `tiny` stays true when the cache folder moves.
-    named = base or run.settings.get("model") or base_of(adapter.path)
+    # The folder it was trained on, if it is still there: what `tiny` or a path of the run means may
+    # have changed since.
+    trained_on = base_of(adapter.path)
+    named = base or trained_on
+    if not base and not Path(trained_on).is_dir():
+        named = run.settings.get("model") or trained_on
     return Source(str(named), adapter.path, f"{adapter.label}, on {named}")
 
 

@@ -1,7 +1,8 @@
-"""A base checkpoint as files on disk, for what works on files: the export."""
+"""A base checkpoint as files on disk: where they are, and whether they are still the same."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -33,3 +34,23 @@ def checkpoint_folder(name: str | Path, *, cache_dir: Path | None = None) -> Pat
             f"the files of {resolved} are not here and the Hub did not give them: {reason}",
             hint="check the network, log in for gated models, or name a folder with --base",
         ) from error
+
+
+def fingerprint(model: str | Path, *, sample: int = 1 << 20) -> str | None:
+    """Return a hash that tells a changed model folder; None for a Hub id, whose files are not here.
+
+    Of config.json every byte counts, of each weights file its size, first and last `sample` bytes:
+    enough to tell another training or another recipe, and cheap for 14 GB.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(sample))
+            file.seek(max(0, size - sample))
+            digest.update(file.read(sample))
+    return digest.hexdigest()

@@ -117,12 +117,13 @@ def check_resumable(
     *,
     data_hash: str,
     world_size: int,
+    base_hash: str | None = None,
     allow_changes: bool = False,
 ) -> list[str]:
     """Refuse to go on where the result would not be exact; return the changes that were allowed.
 
     `new_settings` are in JSON form, as in config.json. Raises DataError for other data, ConfigError
-    for other settings or another number of processes, each naming old and new.
+    for other settings, another base model or number of processes, each naming old and new.
     """
     hint = "gptoss resume with --allow-changes goes on all the same, no longer exactly"
     old = run.settings
@@ -140,6 +141,11 @@ def check_resumable(
     before_size = run.config.get("world_size", world_size)
     if before_size != world_size:
         changes.append(f"there were {before_size} processes and are {world_size} now")
+        if not allow_changes:
+            raise ConfigError(f"{run.path} cannot go on exactly: {changes[-1]}", hint=hint)
+    before_base = run.config.get("base_sha256")
+    if before_base and base_hash and before_base != base_hash:
+        changes.append(f"the base model {run.settings.get('model')} has other weights now")
         if not allow_changes:
             raise ConfigError(f"{run.path} cannot go on exactly: {changes[-1]}", hint=hint)
     before_hash = run.config.get("data", {}).get("sha256", data_hash)
