@@ -3,8 +3,8 @@
 Answers are random, so next-token training alone teaches a model to ignore the prompt, and policy
 gradients then find one favourite action for every state before they find a reason to look. A linear
 probe, thrown away afterwards, therefore asks the hidden state at the answer's opening bracket for
-the prompt's facts in classes. Measured on attention LoRA, 200 steps of 8 x 8: with the probe the
-greedy policy passed the best fixed action in 15 of 15 trials (5 models, 3 seeds), without in 0 of 3.
+the prompt's facts in classes. Measured with attention LoRA, 200 steps of 8 x 8: with the probe the
+greedy policy passed the best fixed action in all 15 trials (5 models, 3 seeds), without in 0 of 3.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pretrain(
     fixed, so that what is saved is what was trained.
     """
     lessons = Lessons(prompts, tokenizer, recipe)
-    probe = torch.nn.Linear(model.config.hidden_size, CLASSES * len(lessons.classes[0]))
+    probe = torch.nn.Linear(model.config.hidden_size, CLASSES * max(1, len(lessons.classes[0])))
     learned = [*model.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(learned, recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(

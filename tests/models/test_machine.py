@@ -1,0 +1,66 @@
+"""Memory from shapes: the published sizes, the tiny model's own files, and refusals in numbers."""
+
+import pytest
+import torch
+from transformers import GptOssConfig
+
+from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.models.layout import checkpoint_tensors
+from gptoss_tools.models.machine import (
+    estimate_memory,
+    packed_support,
+    require_memory,
+    resolve_device,
+)
+
+TWENTY = GptOssConfig(num_hidden_layers=24, num_local_experts=32)
+
+
+def test_the_published_20b_checkpoint_is_counted_to_the_byte():
+    estimate = estimate_memory(TWENTY)
+    assert estimate.packed == 13_761_264_768  # total_size of openai/gpt-oss-20b's index
+    # 19,110,297,600 expert weights: 24 * 32 * (2880 * 5760 + 2880 * 2880); 20.9 billion in all
+    assert estimate.parameters == 20_914_757_184
+    assert estimate.bfloat16 == 2 * 20_914_757_184
+
+
+def test_the_120b_model_has_its_117_billion_parameters():
+    assert round(estimate_memory(GptOssConfig()).parameters / 1e9) == 117
+
+
+def test_a_written_model_has_the_estimated_size(random_model):
+    estimate = estimate_memory(random_model.config)
+    assert estimate.parameters == sum(p.numel() for p in random_model.parameters())
+    tensors = checkpoint_tensors(random_model.state_dict())
+    assert estimate.packed == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_training_needs_more_with_longer_prompts_and_larger_adapters():
+    base = estimate_memory(TWENTY)
+    # attention LoRA of rank 16 on 20b: 24 * 16 * (2 * (2880 + 4096) + 2 * (2880 + 512)) = 7,962,624
+    # parameters; rank 4 a quarter: 16 bytes for each of the difference
+    more = estimate_memory(TWENTY, lora_r=16).training - base.training
+    assert more == 16 * (7_962_624 - 7_962_624 // 4)
+    assert estimate_memory(TWENTY, tokens=10_000).training > base.training > base.bfloat16
+
+
+def test_a_model_that_cannot_fit_is_refused_in_numbers(monkeypatch):
+    monkeypatch.setattr("gptoss_tools.models.machine.available_bytes", lambda device: 24 * 10**9)
+    cpu = torch.device("cpu")
+    with pytest.raises(MachineError, match=r"41\.8 GB on cpu, which has 24\.0 GB"):
+        require_memory(TWENTY, cpu, torch.bfloat16)
+    with pytest.raises(MachineError, match="training"):
+        require_memory(TWENTY, cpu, torch.bfloat16, for_training=True)
+    require_memory(TWENTY, cpu, torch.bfloat16, quantized=True)
+
+
+def test_devices_are_named_or_refused():
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="abacus"):
+        resolve_device("abacus")
+    with pytest.raises(MachineError, match="cuda:99"):
+        resolve_device("cuda:99")
+
+
+def test_packed_experts_need_a_gpu():
+    assert packed_support(torch.device("cpu")) == "it needs a CUDA GPU"
