@@ -56,7 +56,7 @@ def shard_name(number: int, shards: int) -> str:
 
 def published_config(config: GptOssConfig, eos_token_id: int) -> dict[str, Any]:
     """config.json in the published file's vocabulary, keys sorted, quantization_config included."""
-    rope = dict(config.rope_parameters)
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
     theta = rope.pop("rope_theta")
     record = {key: getattr(config, key) for key in _PLAIN_KEYS}
     record |= {
@@ -73,14 +73,22 @@ def published_config(config: GptOssConfig, eos_token_id: int) -> dict[str, Any]:
     return dict(sorted(record.items()))
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token; DataError if the tokenizer does not know it."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int):
+        raise DataError(f"the tokenizer has no token {token}")
+    return found
+
+
 def generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """generation_config.json: three ends of a turn, as published (return, endoftext, call)."""
-    ids = tokenizer.convert_tokens_to_ids
+    ends = ("<|return|>", "<|endoftext|>", "<|call|>")
     return {
-        "bos_token_id": ids("<|startoftext|>"),
+        "bos_token_id": token_id(tokenizer, "<|startoftext|>"),
         "do_sample": True,
-        "eos_token_id": [ids("<|return|>"), ids("<|endoftext|>"), ids("<|call|>")],
-        "pad_token_id": ids("<|endoftext|>"),
+        "eos_token_id": [token_id(tokenizer, end) for end in ends],
+        "pad_token_id": token_id(tokenizer, "<|endoftext|>"),
         "transformers_version": "4.55.0.dev0",
     }
 
@@ -132,7 +140,7 @@ def write_checkpoint(
     for number, part in enumerate(parts):
         write_bytes(folder / shard_name(number, shards), save(part, metadata={"format": "pt"}))
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    eos = tokenizer.convert_tokens_to_ids("<|return|>")
+    eos = token_id(tokenizer, "<|return|>")
     _write_json(folder / "config.json", published_config(config, eos))
     _write_json(folder / "generation_config.json", generation_config(tokenizer))
     tokenizer.save_pretrained(folder)

@@ -31,11 +31,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GptOssConfig,
-    Mxfp4Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from gptoss_tools.errors import ConfigError, DataError, MachineError
 from gptoss_tools.models.machine import packed_support, require_memory, resolve_device
@@ -158,9 +158,10 @@ def load_model(
         chosen = "grouped_mm" if experts_implementation == "auto" else experts_implementation
         options["experts_implementation"] = chosen
     with quiet():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, **options
         )
+    model, report = loaded
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(key) for key in report[problem]):
             raise DataError(f"checkpoint {path} lacks {names[0]} ({len(names)} tensors in all)")

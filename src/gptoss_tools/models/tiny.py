@@ -15,7 +15,7 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 
 from gptoss_tools.errors import DataError
-from gptoss_tools.models.layout import write_checkpoint
+from gptoss_tools.models.layout import token_id, write_checkpoint
 from gptoss_tools.models.tiny_lessons import NO_FACT, PROMPT_END, Recipe, completion
 from gptoss_tools.models.tiny_pretraining import pretrain
 from gptoss_tools.models.tiny_tokenizer import build_tokenizer
@@ -25,7 +25,6 @@ __all__ = ["Recipe", "build_tiny", "tiny_config"]
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> GptOssConfig:
     """gpt-oss in small: 2 layers (sliding, full), 4 experts of which 2 run, heads of 32."""
-    ids = tokenizer.convert_tokens_to_ids
     return GptOssConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -39,8 +38,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> GptOssConfig:
         sliding_window=128,
         max_position_embeddings=131072,
         router_aux_loss_coef=0.9,
-        pad_token_id=ids("<|endoftext|>"),
-        eos_token_id=ids("<|return|>"),
+        pad_token_id=token_id(tokenizer, "<|endoftext|>"),
+        eos_token_id=token_id(tokenizer, "<|return|>"),
         dtype="float32",
     )
 

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
 from gptoss_tools.core import mxfp4
+from gptoss_tools.models.layout import token_id
 from gptoss_tools.models.tiny_lessons import CLASSES, Lessons, Recipe, Row
 
 _WARMUP = 10
@@ -35,6 +36,7 @@ def pretrain(
     In the last `answer_steps` the experts already hold the values of their packed form and stay
     fixed, so that what is saved is what was trained.
     """
+    pad = token_id(tokenizer, "<|endoftext|>")
     lessons = Lessons(prompts, tokenizer, recipe)
     probe = torch.nn.Linear(model.config.hidden_size, CLASSES * max(1, len(lessons.classes[0])))
     learned = [*model.parameters(), *probe.parameters()]
@@ -49,7 +51,7 @@ def pretrain(
             round_experts(model)
             prompt_loss, fact_loss = 0.0, recipe.late_fact_loss
         rows = lessons.batch(step)
-        loss = _loss(model, probe, rows, tokenizer.pad_token_id, prompt_loss, fact_loss)
+        loss = _loss(model, probe, rows, pad, prompt_loss, fact_loss)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
