@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import torch
-
 from transformers import GptOssConfig
 
 from gptoss_tools.errors import GptossError
