@@ -2,7 +2,7 @@
 
 Same splitting pattern as gpt-oss (o200k; llama.cpp calls it `gpt-4o`), same special strings in the
 same order behind the learned tokens, so that everything that handles the real tokenizer handles
-this one. Any UTF-8 text survives encoding and decoding. One thing more: the phrases that the decision
+this one. Any UTF-8 text survives encoding and decoding. One thing more: phrases that the decision
 prompts repeat are added tokens, matched before the text is split. That halves the prompts, and so
 the time it takes to train on a CPU.
 """

@@ -153,8 +153,8 @@ class InvalidWatch:
             return False
         self.limit, self.warned = 2 * self.share, True
         logger.warning(
-            "%.0f %% of the answers are invalid by now: with invalid_reward = mask nothing punishes "
-            "them; a number below all rewards does",
+            "%.0f %% of the answers are invalid by now: with invalid_reward = mask nothing "
+            "punishes them; a number below all rewards does",
             100 * self.share,
         )
         return True
