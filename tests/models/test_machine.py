@@ -7,6 +7,7 @@ from transformers import GptOssConfig
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.models.layout import checkpoint_tensors
 from gptoss_tools.models.machine import (
+    eager_scores,
     estimate_memory,
     packed_support,
     require_memory,
@@ -64,3 +65,8 @@ def test_devices_are_named_or_refused():
 
 def test_packed_experts_need_a_gpu():
     assert packed_support(torch.device("cpu")) == "it needs a CUDA GPU"
+
+
+def test_eager_scores_of_the_20b_at_the_seeds_lengths():
+    # 2 (scores, softmax) * 16 rows * 64 heads * 5000^2 * 2 bytes
+    assert eager_scores(TWENTY, rows=16, length=5000) == 2 * 16 * 64 * 25_000_000 * 2

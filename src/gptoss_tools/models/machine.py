@@ -69,6 +69,14 @@ def estimate_memory(
     )
 
 
+def eager_scores(config: GptOssConfig, *, rows: int, length: int, weight_bytes: int = 2) -> int:
+    """Bytes of eager attention's score matrix in one layer: rows * heads * length^2.
+
+    Twice, for the scores and their softmax. Gradient checkpointing keeps one layer's at a time.
+    """
+    return 2 * rows * config.num_attention_heads * length**2 * weight_bytes
+
+
 def resolve_device(device: str = "auto") -> torch.device:
     """`auto` is this process's current GPU where there is one, else the CPU."""
     if device == "auto":

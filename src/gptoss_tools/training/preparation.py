@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from huggingface_hub import constants as hub_constants
 from pydantic import ValidationError
@@ -26,7 +27,13 @@ from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.runs import Run, open_run
 from gptoss_tools.errors import ConfigError, DataError, GptossError
 from gptoss_tools.models.loading import DTYPES, load_tokenizer, read_config, resolve_model
-from gptoss_tools.models.machine import estimate_memory, require_memory, resolve_device
+from gptoss_tools.models.machine import (
+    available_bytes,
+    eager_scores,
+    estimate_memory,
+    require_memory,
+    resolve_device,
+)
 from gptoss_tools.models.survey import PUBLISHED
 from gptoss_tools.settings import ResumeSettings, TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config
@@ -90,6 +97,7 @@ def prepare(
         notes.append(f"{dropped} of {len(table)} rows have long prompts and are left out")
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
+    notes += _attention_notes(settings, model, device)
     return Prepared(
         settings=settings,
         rows=len(table),
@@ -102,6 +110,25 @@ def prepare(
         is_main=state.is_main_process,
         notes=notes,
     )
+
+
+def _attention_notes(settings: TrainSettings, model: str, device: torch.device) -> list[str]:
+    """Warn where eager attention over the longest allowed completions would not fit.
+
+    Not an error: completions are usually shorter, and a step that does not fit can be resumed.
+    """
+    if settings.attn_implementation not in ("auto", "eager"):
+        return []
+    rows = settings.prompts_per_step * settings.num_generations
+    length = settings.max_prompt_length + settings.max_completion_length
+    need, free = eager_scores(read_config(model), rows=rows, length=length), available_bytes(device)
+    if need <= free:
+        return []
+    return [
+        f"eager attention over {rows} completions of {length} tokens would take {need / 1e9:.0f} "
+        f"GB, and {device} has {free / 1e9:.0f} GB free: lower num_generations or "
+        "max_completion_length, or try attn_implementation = flex_attention"
+    ]
 
 
 def data_hash(table: DecisionTable) -> str:
