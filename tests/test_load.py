@@ -79,6 +79,12 @@ def test_the_seeds_variables_work_and_ours_win_over_them():
         ({}, {}, "lora_r = 'x'", ["(from gptoss.toml)"]),
         ({}, {}, "[train-grpo]\ntop_p = 2", ["(from gptoss.toml [train-grpo])"]),
         ({"loss_type": "ppo"}, {}, "", ["`loss_type`", "dr_grpo"]),
+        ({"learning_rate": "inf"}, {}, "", ["`learning_rate`", "finite"]),
+        ({"seed": "-1"}, {}, "", ["`seed`", "greater than or equal to 0"]),
+        ({"seed": "4294967296"}, {}, "", ["`seed`", "less than 4294967296"]),
+        ({"device": "xpu"}, {}, "", ["`device`", "cuda"]),
+        ({"delimiter": "ab"}, {}, "", ["`delimiter`", "1 character"]),
+        ({"date": "2026-13-01"}, {}, "", ["`date`", "not a day of the form YYYY-MM-DD"]),
         ({}, {}, "[trainer]\nlearning_rate = 1", ["[trainer] repeats `learning_rate`"]),
         (
             {"lora_dropout": "0.1", "lora_target_modules": ["all-linear", "experts"]},
@@ -167,3 +173,10 @@ def test_the_example_settings_file_holds_only_known_settings_with_their_defaults
 def _is_setting(line: str) -> bool:
     body = line.lstrip("# ")
     return body.startswith("[") or " = " in body
+
+
+def test_a_settings_file_may_start_with_a_byte_order_mark_and_may_not_be_a_folder(tmp_path):
+    write("\ufefflora_r = 3")
+    assert resolve().settings.lora_r == 3
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        resolve(config=str(tmp_path))

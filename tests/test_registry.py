@@ -43,6 +43,7 @@ def test_an_address_is_imported_also_from_the_current_folder(tmp_path, monkeypat
         ("math:sqroot", "has no 'sqroot'"),
         (":f", "not of the form"),
         ("math:", "not of the form"),
+        ("math:pi", "is a float, which cannot be called"),
     ],
 )
 def test_a_wrong_address_is_an_error_with_a_reason(address, message):

@@ -111,9 +111,11 @@ def _toml_tables(model: type[Settings], command: str, path: str | None):
             raise ConfigError(f"settings file `{file}` does not exist", "check --config")
         return
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file `{file}` is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"settings file `{file}` cannot be read: {error.strerror}") from None
     trainer = document.pop("trainer", None)
     tables = {k: v for k, v in document.items() if isinstance(v, dict)}
     top = {k: v for k, v in document.items() if k not in tables}

@@ -81,6 +81,8 @@ def _load(kind: str, address: str) -> Any:
                 hint=f"did you mean {near[0]}?" if near else None,
             )
         found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{kind} {address!r} is a {type(found).__name__}, which cannot be called")
     return found
 
 

@@ -7,29 +7,35 @@ not here reaches GRPOConfig through the TOML table `[trainer]` (the `trainer` fi
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 LossType = Literal["dr_grpo", "dapo", "grpo", "bnpo", "cispo"]
 Effort = Literal["low", "medium", "high"]
 
 
 class Settings(BaseModel):
-    """Base of every group: no unknown keys, no change after creation."""
+    """Base of every group: no unknown keys, no infinite numbers, no change after creation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class TableSettings(Settings):
     """How tables are read."""
 
     encoding: str = Field("utf-8", description="Text encoding of CSV and JSONL files.")
-    delimiter: str = Field(",", description="Column separator of CSV files.")
+    delimiter: str = Field(
+        ",", min_length=1, max_length=1, description="Column separator of CSV files."
+    )
 
 
 class DryRunSettings(Settings):
@@ -55,6 +61,18 @@ class PromptSettings(Settings):
         None, description="First line of the system message (default: the template's own)."
     )
 
+    @field_validator("date")
+    @classmethod
+    def _a_day(cls, date: str | None) -> str | None:
+        if date is not None:
+            try:
+                day = datetime.date.fromisoformat(date)
+            except ValueError:
+                day = None
+            if day is None or day.isoformat() != date:
+                raise ValueError("not a day of the form YYYY-MM-DD")
+        return date
+
 
 class ModelSettings(Settings):
     """Which base model, and how it is held."""
@@ -73,7 +91,9 @@ class ModelSettings(Settings):
     experts_implementation: str = Field(
         "auto", description="Experts code: auto, grouped_mm, batched_mm or eager."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
 
 
 class DecodingSettings(Settings):
@@ -84,7 +104,7 @@ class DecodingSettings(Settings):
     top_p: Share = Field(1.0, description="Nucleus: keep this much probability.")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep this many tokens (0: all).")
     max_new_tokens: Positive = Field(4000, description="Longest completion, in tokens.")
-    seed: int = Field(42, description="Seed of everything drawn at random.")
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
     batch_size: Positive = Field(32, description="Prompts decoded together.")
 
 
@@ -166,7 +186,7 @@ class OptimizerSettings(Settings):
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, more time."
     )
-    seed: int = Field(42, description="Seed of everything drawn at random.")
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
 
 
 class LoggingSettings(Settings):
@@ -268,7 +288,7 @@ class MakeDatasetSettings(OverwriteSettings):
     load_column: str | None = Field(None, description="Name of the load column (kW).")
     carbon_column: str | None = Field(None, description="Name of the carbon column (kg/kWh).")
     series_encoding: str = Field("utf-8", description="Text encoding of `series`.")
-    seed: int = Field(42, description="Seed of everything drawn at random.")
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
 
 
 class ConvertHarmonySettings(PromptSettings, TableSettings, OverwriteSettings):
@@ -344,7 +364,7 @@ class DemoSettings(OverwriteSettings):
 
     out: str = Field("runs/demo", description="Folder for everything the demo writes.")
     max_steps: Positive = Field(200, description="Optimizer steps.")
-    seed: int = Field(42, description="Seed of everything drawn at random.")
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
 
 
 class DoctorSettings(Settings):

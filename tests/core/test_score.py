@@ -160,6 +160,15 @@ def test_four_actions_are_flat_below_a_best_probability_of_0_35():
     assert score(["x.csv"], tau=1.0).stats.flat_share == 0.5
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_too_far_apart_for_a_float_are_scored_without_a_warning():
+    table("x.csv", (1e308, -1e308), (0, 1))
+    result = score(["x.csv"])
+    # gaps 1 and (capped) 1.8e308: the 0.9 quantile lies nine tenths of the way
+    assert result.stats.gap[2] == pytest.approx(0.9 * 1.7976931348623157e308)
+    assert rewards("x_with_reward.csv")[0].tolist() == [1.0, 0.0]
+
+
 def test_a_dry_run_reads_everything_and_writes_nothing():
     table("x.csv", (0, 1))
     assert score(["x.csv"], dry_run=True).files[0].rows == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,15 @@ def test_another_suffix_makes_other_families():
         ("d/*.parquet", "train", "no table matches", None),
         ("d", "convert", "every table in it is converted already", None),
         ([], "train", "no table was named", None),
+        ([""], "train", "a path is empty", None),
+        ("d/gone.csv", "train", "d/gone.csv is a link that leads nowhere", "ls -l"),
+        ("d/pipe.csv", "train", "d/pipe.csv is neither a file nor a folder", None),
     ],
 )
 def test_paths_that_lead_nowhere_are_errors(paths, stage, message, hint):
     touch("d/table_harmony.csv", "d/notes.txt", "empty/x.txt")
+    Path("d/gone.csv").symlink_to("nowhere.csv")
+    os.mkfifo("d/pipe.csv")
     with pytest.raises(DataError, match=message.replace("*", r"\*")) as caught:
         expand(paths, stage=stage)
     assert (hint or "") in (caught.value.hint or "")

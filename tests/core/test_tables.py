@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -152,6 +153,8 @@ def test_other_encodings_separators_and_byte_order_marks_are_read(tmp_path, enco
         ("x.jsonl", b'{"a": 1}\n{"a"\n', "row 2 is not JSON"),
         ("x.jsonl", b"[1]\n", "row 1 is not a JSON object"),
         ("x.jsonl", b'{"a": "\xff"}\n', "row 1 is not utf-8 text"),
+        ("x.jsonl", b'{"a": ' + b"[" * 100_000, "row 1 is not JSON"),
+        ("x.jsonl", b'{"a": "\\ud83d\\ude00"}\n{"a": "\\ude00"}\n', "row 2, column a: half of a"),
         ("x.parquet", b"PAR1", "cannot be read as Parquet"),
         ("x.xlsx", b"", "is not a table"),
     ],
@@ -160,6 +163,15 @@ def test_other_broken_files_say_so(tmp_path, name, raw, message):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(DataError, match=message):
         list(read_chunks(tmp_path / name))
+
+
+def test_cells_that_are_no_numbers_are_named_and_shortened():
+    for cells, shown in (
+        (pd.array(pd.to_datetime(["2020-01-01"]), pd.ArrowDtype(pa.timestamp("us"))), "datetime"),
+        ([10**400], r"10{56}\.\.\."),  # 57 of the 401 digits
+    ):
+        with pytest.raises(DataError, match=f"x row 1, column q: {shown}.* is not a number"):
+            numbers(pd.DataFrame({"q": cells}), "q", "x")
 
 
 def test_an_unknown_encoding_is_a_wrong_setting(tmp_path):

@@ -55,6 +55,7 @@ def test_the_scale_is_alpha_over_r():
         ({"target_modules": ["router"]}, "router"),
         ({"target_modules": ["lm_head"]}, "lm_head"),
         ({"target_modules": []}, "empty"),
+        ({"target_modules": ["q_prj"]}, "'q_prj', which gpt-oss does not have"),
     ],
 )
 def test_what_cannot_carry_an_adapter_is_refused(settings, word):

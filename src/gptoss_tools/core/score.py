@@ -24,6 +24,7 @@ from gptoss_tools.errors import ConfigError, DataError
 # A row whose best reward is less than this above its mean hardly tells its actions apart; with four
 # actions and Boltzmann rewards that is a best probability below 0.35.
 FLAT = 0.1
+LARGEST = float(np.finfo(float).max)
 _REWARD = re.compile(r"reward_action_[0-9]+")
 
 
@@ -145,9 +146,9 @@ class StatsCollector:
         several = finite.sum(axis=1) >= 2
         ordered = np.sort(np.where(finite, q, -np.inf)[several], axis=1)
         low = np.where(finite, q, np.inf)[several].min(axis=1)
-        gaps = ordered[:, -1] - ordered[:, -2]
-        self._gaps.append(gaps)
-        self._ranges.append(ordered[:, -1] - low)
+        with np.errstate(over="ignore"):  # 1e308 and -1e308 are further apart than floats reach
+            self._gaps.append(np.minimum(ordered[:, -1] - ordered[:, -2], LARGEST))
+            self._ranges.append(np.minimum(ordered[:, -1] - low, LARGEST))
         known = ~np.isnan(rewards)
         mean = np.where(known, rewards, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
         best = np.where(known, rewards, -np.inf).max(axis=1)

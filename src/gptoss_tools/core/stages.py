@@ -38,6 +38,8 @@ def expand(
         raise DataError("no table was named", hint="name files, folders or globs")
     found: dict[Path, Path] = {}
     for path in paths:
+        if str(path) == "":
+            raise DataError("a path is empty", hint="name files, folders or globs; . is this one")
         for table in _tables(Path(path), stage, suffix):
             found.setdefault(table.resolve(), table)
     return list(found.values())
@@ -100,6 +102,10 @@ def _below(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def _not_there(path: Path) -> DataError:
+    if path.is_symlink():
+        return DataError(f"{path} is a link that leads nowhere", hint=f"ls -l {path}")
+    if path.exists():
+        return DataError(f"{path} is neither a file nor a folder")
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else None

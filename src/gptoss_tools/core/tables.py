@@ -30,6 +30,7 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
 _BLOCK_BYTES = 8 << 20
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # may be a whole pair: look closer
 
 
 def read_chunks(
@@ -82,7 +83,7 @@ def numbers(frame: pd.DataFrame, column: str, where: str, first_row: int = 1) ->
                     cells, pc.equal(cells, ""), pa.scalar(None, cells.type)
                 )
             return pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             cells = cells.to_pylist()  # some cell is odd: find out which, at Python's pace
     return np.array([_number(c, where, first_row + i, column) for i, c in enumerate(cells)], float)
 
@@ -126,8 +127,10 @@ def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataF
                 row += 1
                 try:
                     record = json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{path} row {row} is not JSON: {error}") from error
+                if _HALF_CHARACTER.search(text):
+                    _refuse_half_characters(record, f"{path} row {row}")
                 if not isinstance(record, dict):
                     raise DataError(f"{path} row {row} is not a JSON object")
                 records.append(record)
@@ -237,6 +240,19 @@ def _decode(line: bytes, encoding: str, path: Path, row: int) -> str:
         raise _wrong_encoding(f"{path} row {row}", encoding) from error
 
 
+def _refuse_half_characters(record: dict[str, Any], place: str) -> None:
+    """An escape such as \\ud800 alone is valid JSON and no text: no file could hold it."""
+    for column, value in record.items():
+        try:
+            json.dumps({column: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            name = column.encode(errors="replace").decode()
+            raise DataError(
+                f"{place}, column {name}: half of a surrogate pair is no character",
+                hint="write the character itself, or both halves",
+            ) from None
+
+
 def _number(cell: Any, where: str, row: int, column: str) -> float:
     if cell is None or cell is pd.NA:
         return float("nan")
@@ -247,7 +263,8 @@ def _number(cell: Any, where: str, row: int, column: str) -> float:
             raise ValueError
         return float(cell)
     except (ValueError, TypeError, OverflowError):
-        raise DataError(f"{where} row {row}, column {column}: {cell!r} is not a number") from None
+        shown = repr(cell) if len(repr(cell)) <= 60 else repr(cell)[:57] + "..."
+        raise DataError(f"{where} row {row}, column {column}: {shown} is not a number") from None
 
 
 def _objects(cells: list[Any]) -> np.ndarray:

@@ -46,6 +46,13 @@ def lora_config(
     for name in wanted:
         if reason := _REFUSED.get(name):
             raise ConfigError(f"lora_target_modules holds {name}: {reason}", hint="all-linear")
+        if name not in ("all-linear", "attention", "experts") and (
+            name.rsplit(".", 1)[-1] not in ATTENTION
+        ):
+            raise ConfigError(
+                f"lora_target_modules holds {name!r}, which gpt-oss does not have",
+                hint=f"all-linear, experts, or some of {', '.join(ATTENTION)}",
+            )
         if name == "experts":
             parameters = list(EXPERT_PARAMETERS)
         else:
