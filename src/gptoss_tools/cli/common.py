@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..console import out
 from ..errors import ConfigError, RunFolderError
 from ..settings import AnswerSettings
 
@@ -17,6 +18,19 @@ def cache_dir() -> Path:
     if own := os.environ.get("GPTOSS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptoss"
+
+
+def build_tiny_first(name: str) -> None:
+    """Build the tiny model, with progress, if `name` means it and it is not there yet."""
+    if name != "tiny":
+        return
+    from ..models.tiny_cache import tiny_path
+
+    with out.progress("building the tiny model, step", None, every=100) as update:
+        tiny_path(
+            cache_dir(),
+            on_progress=lambda step, steps, loss: update(step, total=steps, loss=loss),
+        )
 
 
 def hub_token() -> str | None:

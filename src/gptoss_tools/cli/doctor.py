@@ -9,7 +9,7 @@ from pathlib import Path
 from ..console import out
 from ..load import Loaded
 from ..settings import DoctorSettings
-from .common import cache_dir, hub_token
+from .common import build_tiny_first, cache_dir, hub_token
 from .options import command
 
 
@@ -28,8 +28,7 @@ def doctor(settings: DoctorSettings, loaded: Loaded) -> None:
     from ..models.survey import survey
 
     model = settings.model
-    if model == "tiny":
-        out.notice("the tiny model is built on first use")
+    build_tiny_first(model)
     credentials = {
         "HF_TOKEN": bool(hub_token()),
         "WANDB_API_KEY": bool(os.environ.get("WANDB_API_KEY")) or _in_netrc("api.wandb.ai"),

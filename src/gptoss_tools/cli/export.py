@@ -30,8 +30,7 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     from ..export.hub import push, require_push
 
     token = hub_token()
-    if settings.push:
-        require_push(token, settings.repo_id)
+    repo_id = require_push(token, settings.repo_id) if settings.push else None
     from ..core.runs import open_run
     from ..evaluation.policy import find_source
     from ..export.merge import export_mxfp4
@@ -53,8 +52,8 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     for warning in report.warnings:
         out.warning(warning)
     record = report.to_record()
-    if settings.push and not settings.dry_run:
-        record["url"] = push(folder, settings.repo_id, token=token)
+    if repo_id is not None and not settings.dry_run:
+        record["url"] = push(folder, repo_id, token=token)
     rows = [
         {"tensors": kind, "changed by": f"{ratio:.3%}", "kept after rounding": f"{kept:.1%}"}
         for kind, ratio, kept in report.by_kind()

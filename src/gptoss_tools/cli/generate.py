@@ -8,7 +8,7 @@ from ..console import align, out
 from ..errors import ConfigError
 from ..load import Loaded
 from ..settings import GenerateSettings
-from .common import cache_dir, given_prompt, new_file
+from .common import build_tiny_first, cache_dir, given_prompt, new_file
 from .options import command
 
 
@@ -42,6 +42,7 @@ def generate(settings: GenerateSettings, loaded: Loaded) -> None:
 def _load(settings: GenerateSettings, loaded: Loaded):
     from ..evaluation.policy import load_policy
 
+    build_tiny_first(settings.target)
     policy = load_policy(
         settings.target,
         base=settings.model if "model" in loaded.explicit else None,
@@ -58,7 +59,7 @@ def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
         out.result({"prompts": 1, "target": settings.target})
         return
     stream = _load(settings, loaded).stream(
-        prompt, 10**6, decoding=settings, settings=settings, action_pattern=settings.action_pattern
+        prompt, decoding=settings, settings=settings, action_pattern=settings.action_pattern
     )
     current: Any = ...
     for channel, piece in stream:

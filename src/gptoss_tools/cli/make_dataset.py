@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..console import out
 from ..load import Loaded
 from ..settings import MakeDatasetSettings
@@ -41,7 +43,7 @@ def make_dataset(settings: MakeDatasetSettings, loaded: Loaded) -> None:
         loss=settings.loss,
         penalty=settings.penalty,
     )
-    rows = {
+    rows: dict[str, Any] = {
         "on_path_rows": settings.on_path_rows or None,
         "off_path_rows": settings.off_path_rows,
         "start_soc": settings.start_soc,
@@ -55,14 +57,14 @@ def make_dataset(settings: MakeDatasetSettings, loaded: Loaded) -> None:
         table = generate(
             plant, profile=settings.profile, episodes=settings.episodes, days=settings.days, **rows
         )
-    shares = table["optimal_action"].value_counts(normalize=True)
+    best = table["optimal_action"].tolist()
     data = {
         "out": target,
         "written": not settings.dry_run,
         "rows": len(table),
         "episodes": table["episode"].nunique(),
         "actions": plant.n_actions,
-        "optimal_shares": [float(shares.get(k, 0.0)) for k in range(plant.n_actions)],
+        "optimal_shares": [best.count(k) / len(best) for k in range(plant.n_actions)],
     }
     if not settings.dry_run:
         with TableWriter(target) as writer:

@@ -51,7 +51,7 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
         cache_dir=cache_dir(),
     )
     out.notice(policy.source.label)
-    actions = int(table.n_actions[row]) if table is not None else 10**6
+    actions = int(table.n_actions[row]) if table is not None else None
     [answer] = policy.answer(
         [prompt],
         actions,
@@ -70,7 +70,7 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
                 **({"q": float(table.q[row, k])} if table.q is not None else {}),
                 **({"reward": float(table.rewards[row, k])} if table.rewards is not None else {}),
             }
-            for k in range(actions)
+            for k in range(int(table.n_actions[row]))
         ]
     )
     data = {

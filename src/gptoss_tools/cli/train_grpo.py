@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..console import out
 from ..load import Loaded
 from ..settings import TrainSettings
-from .common import cache_dir, show_step
+from .common import build_tiny_first, cache_dir, show_step
 from .options import command
 
 
@@ -26,13 +26,16 @@ def train_grpo(settings: TrainSettings, loaded: Loaded) -> None:
     """
     from ..training.train import plan, train
 
+    explicit = loaded.explicit - {"resume", "allow_changes"}
     if settings.dry_run:
-        out.result(plan(settings))
+        out.result(plan(settings, explicit))
         return
+    if settings.resume is None:
+        build_tiny_first(settings.model)
     with out.progress("step", settings.max_steps) as update:
         outcome = train(
             settings,
-            explicit=loaded.explicit - {"resume", "allow_changes"},
+            explicit=explicit,
             on_step=show_step(update),
             on_notice=out.notice,
             cache_dir=cache_dir(),
