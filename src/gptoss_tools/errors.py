@@ -8,6 +8,11 @@ the built-in exception a library user would expect.
 from __future__ import annotations
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, short enough to stand in one sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class GptossError(Exception):
     """The work failed (exit code 1)."""
 

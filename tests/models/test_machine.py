@@ -10,6 +10,7 @@ from gptoss_tools.models.machine import (
     eager_scores,
     estimate_memory,
     packed_support,
+    published_config,
     require_memory,
     resolve_device,
 )
@@ -23,6 +24,13 @@ def test_the_published_20b_checkpoint_is_counted_to_the_byte():
     # 19,110,297,600 expert weights: 24 * 32 * (2880 * 5760 + 2880 * 2880); 20.9 billion in all
     assert estimate.parameters == 20_914_757_184
     assert estimate.bfloat16 == 2 * 20_914_757_184
+
+
+def test_the_published_models_are_known_without_the_hub():
+    twenty, large = (published_config(f"openai/gpt-oss-{size}") for size in ("20b", "120b"))
+    assert twenty and twenty.to_dict() == TWENTY.to_dict()
+    assert large and large.to_dict() == GptOssConfig().to_dict()
+    assert published_config("tiny") is None
 
 
 def test_the_120b_model_has_its_117_billion_parameters():

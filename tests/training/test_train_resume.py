@@ -11,8 +11,10 @@ import pytest
 import run_lab
 import torch
 
+from gptoss_tools.core.claims import claim
 from gptoss_tools.core.runs import open_run
 from gptoss_tools.errors import ConfigError, DataError, MachineError, RunFolderError
+from gptoss_tools.settings import ResumeSettings
 from gptoss_tools.training.checkpoints import ROLLING
 from gptoss_tools.training.tracking import read_metrics
 from gptoss_tools.training.train import Interrupted, plan, train
@@ -239,6 +241,17 @@ def test_a_plan_loads_and_writes_nothing(lab):
     assert facts["rows"] == 5 and facts["completions"] == 80 and facts["max_new_tokens"] == 480
     assert facts["checkpoints"] == 3 and facts["run"] == str(lab / "planned")
     assert sorted(lab.rglob("*")) == before
+
+
+def test_a_plan_of_a_resume_counts_with_what_is_changed(lab):
+    begun = run_lab.settings(lab, "begun", max_steps=10, save_steps=2)
+    run = claim(lab / "begun", {"settings": begun.model_dump(mode="json")})
+    facts = plan(ResumeSettings(run=str(run.path), max_steps=20, save_steps=5))
+    assert facts["steps"] == 20 and facts["checkpoints"] == 4
+    again = run_lab.settings(lab, "begun", max_steps=12, save_steps=7, resume=str(run.path))
+    # only what the user gave counts: the rest of a resumed run is as it was
+    facts = plan(again, {"max_steps"})
+    assert facts["steps"] == 12 and facts["checkpoints"] == 6
 
 
 def test_two_trainers_never_write_one_run(lab):

@@ -16,14 +16,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 
 from gptoss_tools.core.publish import write_text
-from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError
+from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError, first_line
 
 _RECORD = "export.json"
 _CARD = "README.md"
 
 
-def require_push(token: str | None, repo_id: str | None) -> None:
-    """Check, before any work, that an upload has a token and a place to go.
+def require_push(token: str | None, repo_id: str | None) -> str:
+    """Check, before any work, that an upload has a token and a place to go; return the place.
 
     Raises MachineError without a token, ConfigError without a well-formed repository id.
     """
@@ -43,6 +43,7 @@ def require_push(token: str | None, repo_id: str | None) -> None:
         raise ConfigError(
             f"{repo_id!r} is no name for a repository: {error}", hint="write it as user/name"
         ) from error
+    return repo_id
 
 
 def push(
@@ -79,16 +80,11 @@ def push(
         raise _refused(error, repo_id) from error
     except OfflineModeIsEnabled as error:
         raise MachineError("the Hub is switched off", hint="unset HF_HUB_OFFLINE") from error
-    except OSError as error:
-        raise MachineError(
-            f"the Hub cannot be reached: {_first_line(error)}",
-            hint=f"the export is complete in {folder}; push again when the network is back",
-        ) from error
     except Exception as error:
-        if not _is_network(error):
+        if not (isinstance(error, OSError) or _is_network(error)):
             raise
         raise MachineError(
-            f"the Hub cannot be reached: {_first_line(error)}",
+            f"the Hub cannot be reached: {first_line(error)}",
             hint=f"the export is complete in {folder}; push again when the network is back",
         ) from error
     return str(url)
@@ -106,11 +102,7 @@ def _refused(error: HfHubHTTPError, repo_id: str) -> GptossError:
             f"the Hub does not let this token write to {repo_id} ({status})",
             hint="use a token with write permission for that user or organisation",
         )
-    return GptossError(f"the Hub answered {status} for {repo_id}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return GptossError(f"the Hub answered {status} for {repo_id}: {first_line(error)}")
 
 
 def _add_card(folder: Path, repo_id: str) -> None:

@@ -37,18 +37,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import Mxfp4Config
 
-from gptoss_tools.errors import ConfigError, DataError, MachineError
-from gptoss_tools.models.machine import packed_support, require_memory, resolve_device
+from gptoss_tools.errors import ConfigError, DataError, MachineError, first_line
+from gptoss_tools.models.machine import (
+    packed_support,
+    require_memory,
+    resolve_device,
+    weight_type,
+)
 from gptoss_tools.models.tiny_cache import tiny_path
 
 TINY = "tiny"
 FLASH = "kernels-community/vllm-flash-attn3"
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float16": torch.float16,
-}
 _TODAY = 'strftime_now("%Y-%m-%d")'
 
 
@@ -85,7 +85,7 @@ def read_config(name: str | Path) -> GptOssConfig:
             config = AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         if Path(name).is_dir():
-            raise ConfigError(f"{name}/config.json cannot be read: {_reason(error)}") from error
+            raise ConfigError(f"{name}/config.json cannot be read: {first_line(error)}") from error
         raise _unreachable(str(name), error) from error
     if not isinstance(config, GptOssConfig):
         raise ConfigError(f"model {name} is of type {config.model_type}, not gpt_oss")
@@ -101,13 +101,9 @@ def _ask_hub(name: str) -> None:
 
 def _unreachable(name: str, error: Exception) -> MachineError:
     return MachineError(
-        f"model {name} is no folder here and the Hub did not give it: {_reason(error)}",
+        f"model {name} is no folder here and the Hub did not give it: {first_line(error)}",
         hint="check the name and the network, log in for gated models, name a folder, or use tiny",
     )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def load_model(
@@ -128,7 +124,7 @@ def load_model(
     tensor (transformers would fill it with random numbers and go on).
     """
     target = resolve_device(device)
-    weight_type = _weight_type(dtype, target)
+    weights = weight_type(dtype, target)
     if experts_implementation not in ("auto", *EXPERTS):
         raise ConfigError(
             f"experts_implementation {experts_implementation!r} is unknown",
@@ -146,9 +142,9 @@ def load_model(
     packed_file = getattr(config, "quantization_config", None) is not None
     if quantized and not packed_file:
         raise ConfigError(f"model {name} holds no MXFP4 experts that could stay packed")
-    require_memory(config, target, weight_type, quantized=quantized, for_training=for_training)
+    require_memory(config, target, weights, quantized=quantized, for_training=for_training)
     options: dict[str, Any] = {
-        "dtype": weight_type,
+        "dtype": weights,
         "attn_implementation": choose_attention(attn_implementation, target, for_training),
         "device_map": {"": target},
     }
@@ -246,11 +242,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _weight_type(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown", hint="use auto, " + ", ".join(DTYPES))
-    return DTYPES[dtype]

@@ -17,6 +17,17 @@ from transformers import GptOssConfig
 from gptoss_tools.errors import ConfigError, MachineError
 
 GB = 1e9
+# Layers and experts of the published checkpoints, so that their size can be told without the Hub;
+# everything else in their config.json is GptOssConfig's default.
+PUBLISHED = {
+    "openai/gpt-oss-20b": (24, 32),
+    "openai/gpt-oss-120b": (36, 128),
+}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+}
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -29,6 +40,14 @@ class MemoryEstimate:
     bfloat16: int  # everything dequantised
     float32: int
     training: int  # dequantised weights, adapter with Adam, activations with checkpointing
+
+
+def published_config(name: str) -> GptOssConfig | None:
+    """Shape of a published gpt-oss, told without the Hub; None for any other model."""
+    if name not in PUBLISHED:
+        return None
+    layers, experts = PUBLISHED[name]
+    return GptOssConfig(num_hidden_layers=layers, num_local_experts=experts)
 
 
 def estimate_memory(
@@ -93,6 +112,15 @@ def resolve_device(device: str = "auto") -> torch.device:
             hint="use device auto or cpu",
         )
     return chosen
+
+
+def weight_type(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU; ConfigError for an unknown name."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown", hint="use auto, " + ", ".join(DTYPES))
+    return DTYPES[dtype]
 
 
 def available_bytes(device: torch.device) -> int:

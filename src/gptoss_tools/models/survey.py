@@ -14,22 +14,20 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import GptOssConfig
 
 from gptoss_tools.errors import GptossError
 from gptoss_tools.models.loading import read_config
-from gptoss_tools.models.machine import available_bytes, estimate_memory, packed_support
+from gptoss_tools.models.machine import (
+    available_bytes,
+    estimate_memory,
+    packed_support,
+    published_config,
+)
 
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors"),
     *("triton", "kernels", "vllm", "wandb", "trackio", "tensorboard", "modal"),
 )
-# Shapes of the published checkpoints, so that their size can be told without the Hub. Everything
-# else is GptOssConfig's default; layers and experts are in the checkpoints' config.json.
-PUBLISHED = {
-    "openai/gpt-oss-20b": {"num_hidden_layers": 24, "num_local_experts": 32},
-    "openai/gpt-oss-120b": {"num_hidden_layers": 36, "num_local_experts": 128},
-}
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,7 @@ def version_of(package: str) -> str | None:
 def _needs(model: str, device: torch.device) -> tuple[dict[str, int | str], dict[str, str]]:
     """Return what `model` takes, and which commands that rules out on `device`."""
     try:
-        shape = PUBLISHED.get(model)
-        config = GptOssConfig(**shape) if shape else read_config(model)
+        config = published_config(model) or read_config(model)
         estimate = estimate_memory(config, weight_bytes=2 if device.type == "cuda" else 4)
     except GptossError as error:
         return {"name": model, "problem": str(error)}, {"train-grpo": str(error)}

@@ -12,13 +12,14 @@ from dataclasses import fields
 from typing import Any
 
 import datasets
+import torch
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.grpo_config import GRPOConfig
 
 from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.stream import value_columns
 from gptoss_tools.errors import ConfigError, DataError
-from gptoss_tools.models.machine import resolve_device
+from gptoss_tools.models.machine import resolve_device, weight_type
 from gptoss_tools.settings import TrainSettings
 
 # Settings of ours under TRL's own name, copied as they are.
@@ -95,9 +96,7 @@ def make_config(
         )
     _check_extra(settings.trainer)
     device = resolve_device(settings.device)
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = weight_type(settings.dtype, device)
     on_cpu = device.type == "cpu"
     values: dict[str, Any] = {name: getattr(settings, name) for name in SAME_NAME}
     values |= {
@@ -105,8 +104,8 @@ def make_config(
         "per_device_train_batch_size": batch // world_size,
         "steps_per_generation": settings.steps_per_generation,  # None: gradient accumulation
         "report_to": [] if settings.report_to == "none" else [settings.report_to],
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16" and not on_cpu,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16 and not on_cpu,
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and world_size > 1 else None,
         # Every adapter weight takes part in every forward pass; the search costs time and memory.

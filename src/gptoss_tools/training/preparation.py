@@ -11,7 +11,7 @@ import glob
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,22 @@ import torch
 from datasets import Dataset
 from huggingface_hub import constants as hub_constants
 from pydantic import ValidationError
-from transformers import GptOssConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from gptoss_tools.core.claims import check_unused, next_free
 from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.runs import Run, open_run
 from gptoss_tools.errors import ConfigError, DataError, GptossError
-from gptoss_tools.models.loading import DTYPES, load_tokenizer, read_config, resolve_model
+from gptoss_tools.models.loading import load_tokenizer, read_config, resolve_model
 from gptoss_tools.models.machine import (
     available_bytes,
     eager_scores,
     estimate_memory,
+    published_config,
     require_memory,
     resolve_device,
+    weight_type,
 )
-from gptoss_tools.models.survey import PUBLISHED
 from gptoss_tools.settings import ResumeSettings, TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config
 from gptoss_tools.training.ranks import join
@@ -82,10 +83,8 @@ def prepare(
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
     device = resolve_device(settings.device)
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    require_memory(read_config(model), device, DTYPES[dtype], for_training=True)
+    dtype = weight_type(settings.dtype, device)
+    require_memory(read_config(model), device, dtype, for_training=True)
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
@@ -168,23 +167,31 @@ def merged_settings(run: Run, changes: Mapping[str, Any]) -> TrainSettings:
         ) from error
 
 
-def plan(settings: TrainSettings | ResumeSettings) -> dict[str, Any]:
-    """Say what `train` or `resume` would do; load no model and write nothing.
+def resume_changes(settings: ResumeSettings) -> dict[str, Any]:
+    """Return what `settings` change in the run that goes on."""
+    names = ("max_steps", "save_steps", "report_to")
+    return {n: v for n in names if (v := getattr(settings, n)) is not None}
+
+
+def plan(wanted: TrainSettings | ResumeSettings, explicit: Collection[str] = ()) -> dict[str, Any]:
+    """Say what `train` (with the same `explicit`) or `resume` would do; load and write nothing.
 
     Bytes are estimates for one process; `memory_bytes` is None where the model's shape is not known
     without the Hub. Raises as `prepare` where that can be told without the model.
     """
     run, reached = None, 0
-    target = settings.run if isinstance(settings, ResumeSettings) else settings.resume
-    if target is not None:
-        run = open_run(target)
-        point = run.checkpoint()
-        reached = point.step if point else 0
-        names = ("max_steps",) if isinstance(settings, ResumeSettings) else ()
-        changes = {n: v for n in names if (v := getattr(settings, n)) is not None}
-        settings = merged_settings(run, changes)
-    elif settings.output_dir is not None:
-        check_unused(Path(settings.output_dir))
+    if isinstance(wanted, ResumeSettings):
+        run = open_run(wanted.run)
+        settings = merged_settings(run, resume_changes(wanted))
+    elif wanted.resume is not None:
+        run = open_run(wanted.resume)
+        settings = merged_settings(run, {name: getattr(wanted, name) for name in explicit})
+    else:
+        settings = wanted
+        if settings.output_dir is not None:
+            check_unused(Path(settings.output_dir))
+    if run is not None and (point := run.checkpoint()):
+        reached = point.step
     require_tracker(settings.report_to)
     table = _table(settings, run.config.get("cwd") if run else None)
     folder = run.path if run else Path(settings.output_dir or next_free())
@@ -236,18 +243,16 @@ def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
 def _memory(settings: TrainSettings) -> int | None:
     """Estimate the bytes one process needs, without the Hub and without building anything."""
     try:
-        if settings.model in PUBLISHED:
-            config = GptOssConfig(**PUBLISHED[settings.model])
-        elif Path(settings.model).is_dir():
+        config = published_config(settings.model)
+        if config is None and Path(settings.model).is_dir():
             config = read_config(settings.model)
-        else:
-            return None
-        on_gpu = resolve_device(settings.device).type == "cuda"
+        dtype = weight_type(settings.dtype, resolve_device(settings.device))
     except (GptossError, json.JSONDecodeError):
         return None
-    wide = settings.dtype == "float32" or (settings.dtype == "auto" and not on_gpu)
+    if config is None:
+        return None
     rows = settings.prompts_per_step * settings.num_generations
     tokens = rows * (settings.max_prompt_length + settings.max_completion_length)
     return estimate_memory(
-        config, lora_r=settings.lora_r, tokens=tokens, weight_bytes=4 if wide else 2
+        config, lora_r=settings.lora_r, tokens=tokens, weight_bytes=dtype.itemsize
     ).training

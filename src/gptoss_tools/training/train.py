@@ -20,7 +20,7 @@ from gptoss_tools.training.checkpoints import schedule_note
 from gptoss_tools.training.flow import Interrupted
 from gptoss_tools.training.logs import log_file
 from gptoss_tools.training.outcome import Outcome
-from gptoss_tools.training.preparation import merged_settings, plan, prepare
+from gptoss_tools.training.preparation import merged_settings, plan, prepare, resume_changes
 from gptoss_tools.training.ranks import from_main, join
 from gptoss_tools.training.records import begin, go_on, set_aside_newer
 from gptoss_tools.training.session import Notice, run_session
@@ -78,9 +78,8 @@ def resume(
     With the same `max_steps` the adapter ends with the bits of an uninterrupted run (on CPU); with
     another one the learning rate schedule is stretched, see `checkpoints`. Raises as `train`.
     """
-    names = ("max_steps", "save_steps", "report_to")
-    changes = {n: v for n in names if (v := getattr(settings, n)) is not None}
     run = open_run(settings.run)
+    changes = resume_changes(settings)
     return _go_on(run, changes, settings.allow_changes, on_step, on_notice, cache_dir)
 
 
