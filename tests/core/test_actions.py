@@ -48,6 +48,10 @@ def test_a_generation_cut_at_the_limit_is_truncated_even_with_an_answer_in_it():
     assert parse_action(final("[1]", stop="none"), 4) == Decision(None, Reason.TRUNCATED)
 
 
+def test_without_a_number_of_actions_any_index_is_one():
+    assert parse_action(final("[12345]"), None) == Decision(12345, Reason.OK)
+
+
 @unhurried
 @given(st.integers(0, 300), st.integers(2, 200))
 def test_every_index_below_the_number_of_actions_is_read_back(index, n_actions):

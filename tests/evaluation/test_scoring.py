@@ -90,3 +90,9 @@ def test_an_infeasible_choice_has_its_own_share():
 def test_nothing_to_score_is_an_error():
     with pytest.raises(DataError, match="no answers"):
         score([], table([[0.5, 0.5]]))
+
+
+def test_an_action_that_the_row_does_not_have_is_not_scored():
+    rewards = [[0.1, 0.2, 0.7], [0.4, 0.6, NAN]]
+    with pytest.raises(DataError, match=r"row 2: the answer is 2, and there are 2 actions"):
+        score([answer(0, 2), answer(1, 2)], table(rewards, n_actions=[3, 2]))

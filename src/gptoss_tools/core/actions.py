@@ -62,13 +62,13 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str]:
 
 
 def parse_action(
-    completion: Completion, n_actions: int, pattern: str | re.Pattern[str] | None = None
+    completion: Completion, n_actions: int | None, pattern: str | re.Pattern[str] | None = None
 ) -> Decision:
     """Read the action from the last final message.
 
     The whole content, without surrounding white space, must match `pattern` (default `[k]`), and
-    its group must be an integer below `n_actions`. A generation that hit the length limit is
-    truncated whatever it holds: what would have followed is unknown.
+    its group must be an integer below `n_actions` (None: any integer). A generation that hit the
+    length limit is truncated whatever it holds: what would have followed is unknown.
     """
     if completion.stop == "none":
         return Decision(None, Reason.TRUNCATED)
@@ -85,6 +85,6 @@ def parse_action(
         return Decision(None, Reason.UNPARSABLE)
     # Python refuses to convert thousands of digits; any such number is out of range anyway.
     digits = digits.lstrip("0") or "0"
-    if not _INTEGER.fullmatch(digits) or int(digits) >= n_actions:
+    if not _INTEGER.fullmatch(digits) or not (n_actions is None or int(digits) < n_actions):
         return Decision(None, Reason.OUT_OF_RANGE)
     return Decision(int(digits), Reason.OK)

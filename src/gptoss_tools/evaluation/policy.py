@@ -8,7 +8,7 @@ Comparing answers with a table is in evaluation.scoring.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ __all__ = ["Answer", "Policy", "Prompt", "Source", "as_harmony", "find_source", 
 class Answer:
     """One completion: `index` is the prompt's place, `text` keeps the markers, `tokens` counts.
 
-    `decision` is None where no number of actions was given; `seconds` is the row's share of its
-    batch's time.
+    Where no number of actions was given, `decision` may be any; `seconds` is the row's share of
+    its batch's time.
     """
 
     index: int
     text: str
     completion: Completion
-    decision: Decision | None
+    decision: Decision
     tokens: int
     seconds: float
 
@@ -86,13 +86,20 @@ def load_policy(
 
 @dataclass
 class Stream:
-    """Iterate for (channel, text) pieces; afterwards `answer` holds the whole of it."""
+    """Iterate for (channel, text) pieces; afterwards `answer` is the whole of it."""
 
-    pieces: Iterator[tuple[str | None, str]]
-    answer: Answer | None = field(default=None, init=False)
+    pieces: Generator[tuple[str | None, str], None, Answer]
+    _answer: Answer | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[tuple[str | None, str]]:
-        self.answer = yield from self.pieces
+        self._answer = yield from self.pieces
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; ValueError before the last piece was taken."""
+        if self._answer is None:
+            raise ValueError("the answer is not complete: take all its pieces first")
+        return self._answer
 
 
 @dataclass
@@ -148,7 +155,7 @@ class Policy:
         pattern = compile_pattern(action_pattern)
         encoded = self._encode(prompt, 0, settings)
 
-        def pieces() -> Iterator[tuple[str | None, str]]:
+        def pieces() -> Generator[tuple[str | None, str], None, Answer]:
             start, ids = time.perf_counter(), []
             reader = ChannelText(self.tokens, self._decode)
             tokens = stream_tokens(lambda **more: self._call([encoded], [0], decoding, **more))
@@ -227,7 +234,7 @@ class Policy:
         self, index: int, ids: list[int], n_actions: int | None, pattern: Any, seconds: float
     ) -> Answer:
         completion = parse_completion(ids, self.tokens, self._decode)
-        decision = None if n_actions is None else parse_action(completion, n_actions, pattern)
+        decision = parse_action(completion, n_actions, pattern)
         return Answer(index, self._decode(ids), completion, decision, len(ids), seconds)
 
 

@@ -50,16 +50,21 @@ def score(answers: Iterable[Answer], table: DecisionTable) -> dict[str, Any]:
     `reward` is the mean over answers, invalid ones at 0, choices of unknown value left out and
     counted; `invalid` is a share and `invalid_by_reason` its parts; `regret` is in the unit of Q,
     `regret_valid` over valid answers alone; `top1` is the share of answers that are a best action.
-    Raises DataError for no answers, or answers that were not read as actions.
+    Raises DataError for no answers, or answers with actions that the table does not have.
     """
     answers = list(answers)
     if not answers:
         raise DataError("there are no answers to score")
-    decisions = [answer.decision for answer in answers if answer.decision is not None]
-    if len(decisions) < len(answers):
-        raise DataError("answers can be scored only when they were read as actions")
+    decisions = [answer.decision for answer in answers]
     rows = np.array([answer.index for answer in answers])
     chosen = np.array([-1 if d.action is None else d.action for d in decisions])
+    if (beyond := chosen >= table.n_actions[rows]).any():
+        row = int(np.argmax(beyond))
+        raise DataError(
+            f"{table.where(int(rows[row]))}: the answer is {chosen[row]}, and there are "
+            f"{table.n_actions[rows[row]]} actions",
+            hint="read the answers with the table's own n_actions",
+        )
     valid = chosen >= 0
     reasons = Counter(decision.reason for decision in decisions)
     shares = np.bincount(chosen[valid], minlength=int(table.n_actions.max())) / max(valid.sum(), 1)
