@@ -83,9 +83,10 @@ def rotate(run: Run, save_total_limit: int | None) -> list[Path]:
 
     Incomplete folders are left alone: they are no checkpoints, and maybe the user's.
     """
-    *older, newest = run.checkpoints() or [None]
-    if newest is None:
+    found = run.checkpoints()
+    if not found:
         return []
+    *older, newest = found
     rolling = [c for c in older if (c.path / ROLLING).exists()]
     lasting = [c for c in older if c not in rolling]
     room = len(lasting) if save_total_limit is None else save_total_limit

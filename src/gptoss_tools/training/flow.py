@@ -88,7 +88,7 @@ class Flow(TrainerCallback):
         """Let a resumed run follow its own settings; with the same settings nothing changes."""
         state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
         state.max_steps = args.max_steps
-        if state.global_step and lr_scheduler is not None:
+        if state.global_step and optimizer is not None and lr_scheduler is not None:
             follow_schedule(args.learning_rate, optimizer, lr_scheduler)
             optimizer.param_groups[0]["weight_decay"] = self.weight_decay
         self.pace.last = self.pace.clock()

@@ -2,7 +2,7 @@
 
 TRL leaves such rows out of the group statistics, but keeps their tokens in the loss's denominators,
 the KL term and the entropy. Zeroing their completion mask removes the tokens; what is left is the
-row (or micro-batch) count some losses divide by, which `loss_scales` makes good:
+row (or micro-batch) count some losses divide by, which `loss_scale` makes good:
 
     dapo, cispo      divide by the tokens of the generation batch     recounted here, exact
     grpo, dr_grpo    divide by rows (times a constant)                times rows / valid rows

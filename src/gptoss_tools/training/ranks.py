@@ -46,4 +46,5 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
     if state.num_processes == 1:
         return flags
     mine = torch.tensor([[int(flag) for flag in flags]], device=state.device)
-    return tuple(bool(column) for column in gather(mine).amax(dim=0).tolist())
+    gathered: Any = gather(mine)  # a tensor for a tensor, which accelerate's types do not say
+    return tuple(bool(column) for column in gathered.amax(dim=0).tolist())

@@ -38,12 +38,12 @@ def tracker(
     if report_to == "wandb":
         yield from _wandb(run, name, settings)
     elif report_to == "trackio":
-        from transformers.integrations import TrackioCallback
+        from transformers.integrations.integration_utils import TrackioCallback
 
         yield [TrackioCallback()]
     elif report_to == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
+        from transformers.integrations.integration_utils import TensorBoardCallback
 
         writer = SummaryWriter(log_dir=str(run.path / "tensorboard"))
         try:
@@ -59,7 +59,7 @@ def _wandb(run: Run, name: str, settings: Mapping[str, Any]) -> Iterator[list[Tr
 
     The client decides by its own means (variables, netrc, its settings file) who is logged in.
     """
-    from transformers.integrations import WandbCallback
+    from transformers.integrations.integration_utils import WandbCallback
 
     wandb = importlib.import_module("wandb")
     own = wandb.setup().settings

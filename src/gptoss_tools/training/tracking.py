@@ -129,10 +129,7 @@ class Metrics(TrainerCallback):
 
 def invalid_share(record: Mapping[str, Any]) -> float | None:
     """Return the share of completions that were no action, from a metrics record."""
-    for name in ("invalid_share", "invalid_total", "invalid"):
-        if name in record:
-            return record[name]
-    return None
+    return record.get("invalid_share")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
