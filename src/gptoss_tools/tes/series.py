@@ -122,7 +122,8 @@ def read_series(
         raise ConfigError(f"{encoding!r} is not an encoding Python knows") from error
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(
-            f"{path}: not a CSV in {encoding} ({error})", hint="try --encoding cp932 or latin-1"
+            f"{path}: not a CSV in {encoding} ({error})",
+            hint="try --series-encoding cp932 or latin-1",
         ) from error
     named = {"time": time_column, "load": load_column, "carbon": carbon_column}
     columns = _find_columns(path, [str(c) for c in frame.columns], named)
