@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -26,11 +27,16 @@ def build_tiny_first(name: str) -> None:
         return
     from ..models.tiny_cache import tiny_path
 
-    with out.progress("building the tiny model, step", None, every=100) as update:
-        tiny_path(
-            cache_dir(),
-            on_progress=lambda step, steps, loss: update(step, total=steps, loss=loss),
-        )
+    with contextlib.ExitStack() as stack:
+        shown: list[Callable[..., None]] = []
+
+        def show(step: int, steps: int, loss: float) -> None:
+            if not shown:  # usually it is there and nothing is to be shown
+                bar = out.progress("building the tiny model, step", None, every=100)
+                shown.append(stack.enter_context(bar))
+            shown[0](step, total=steps, loss=loss)
+
+        tiny_path(cache_dir(), on_progress=show)
 
 
 def hub_token() -> str | None:
