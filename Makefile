@@ -40,6 +40,9 @@ fix: env
 docs: env
 	$(BIN)/python tools/write_cli_docs.py docs/cli.md
 
+data: env
+	$(BIN)/python tools/write_data.py
+
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 	  $(CUDA) pyproject.toml -o requirements.lock
