@@ -121,10 +121,10 @@ def test_stock_transformers_gives_the_logits_of_base_and_adapter(base, adapter, 
                 parameter.copy_(parameter.to(torch.bfloat16))
         rounded = exact(ids).logits
     change = (unmerged - plain).norm()
-    # bfloat16 rounds each merged weight by at most 2**-9; the adapter moves the logits far more.
-    assert (merged - unmerged).norm() < 0.02 * unmerged.norm()
-    assert (merged - unmerged).norm() < 0.1 * change
+    # Rounding each merged weight to bfloat16 is the whole difference, and the adapter's own is far
+    # larger. How large both are beside the logits depends on the random base, so nothing says so.
     assert torch.equal(merged, rounded)
+    assert (merged - unmerged).norm() < 0.1 * change
 
 
 def test_a_single_file_without_index_is_a_checkpoint_too(base, adapter, tmp_path):
@@ -412,6 +412,19 @@ def test_two_exports_to_one_folder_do_not_meet(base, adapter, tmp_path):
     ):
         export_mxfp4(adapter, base, out)
     assert out.is_dir()  # the first writer got its name
+
+
+def test_an_empty_folder_becomes_the_export_and_a_file_cannot_hold_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with files.whole_folder(out, replace=False) as partial:
+        (partial / "x").write_text("x")
+    assert [path.name for path in out.iterdir()] == ["x"]
+    with (
+        pytest.raises(RunFolderError, match="x/new cannot be written: "),
+        files.whole_folder(out / "x" / "new", replace=False),
+    ):
+        pass
 
 
 def test_progress_ends_at_the_total(base, adapter, tmp_path):
