@@ -151,9 +151,3 @@ def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="does not name its base"):
         loading.base_of(tmp_path)
-
-
-def test_the_router_loss_can_be_switched_off(folder):
-    model = loading.load_model(folder, device="cpu")
-    assert model.config.router_aux_loss_coef == 0.9
-    assert loading.without_router_loss(model).config.router_aux_loss_coef == 0.0

@@ -19,7 +19,6 @@ from gptoss_tools.core.completions import Completion
 from gptoss_tools.errors import ConfigError, DataError
 
 Missing = Literal["error", "mask", "drop"]
-QMethod = Callable[[np.ndarray, float], np.ndarray]
 InvalidReward = Literal["mask"] | float
 
 

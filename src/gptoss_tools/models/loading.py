@@ -222,13 +222,6 @@ def load_with_adapter(
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
 
 
-def without_router_loss(model: PreTrainedModel) -> PreTrainedModel:
-    """Switch off the load-balancing loss, which TRL adds at the checkpoint's own 0.9."""
-    model.config.router_aux_loss_coef = 0.0
-    model.config.output_router_logits = False
-    return model
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off stderr; errors are raised, not logged."""

@@ -43,7 +43,7 @@ class DecisionReward:
         invalid_reward: float | str = "mask",
         action_pattern: str | None = None,
     ):
-        self.function = registry.get("reward", reward)
+        self.function: core_rewards.RewardFunction = registry.get("reward", reward)
         self.invalid_reward: core_rewards.InvalidReward = core_rewards.parse_invalid_reward(
             invalid_reward
         )
