@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -100,3 +101,35 @@ def test_no_file_names_an_address_of_a_registry_or_a_path_of_a_machine(repositor
         text = (repository / name).read_text(encoding="utf-8", errors="replace")
         for word in bad:
             assert word not in text, f"{name} holds {word}"
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path):
+    source = tmp_path / "x.csv"
+    source.write_text("prompt,q_action_0,q_action_1\n" + '"decide",1,2\n' * 1_000_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptoss_tools", "calc-reward", str(source)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and len(list(tmp_path.iterdir())) == 1:
+        time.sleep(0.01)
+    process.terminate()
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "error: ended by SIGTERM"
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_stray_rank_variable_silences_nothing(gptoss, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    code, stdout, _ = gptoss("config", "check-data", "--json")
+    assert code == 0 and stdout.startswith("{")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert gptoss("config", "check-data", "--json") == (0, "", "")
+
+
+def test_a_demo_cannot_go_into_a_file(gptoss, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, stderr = gptoss("demo", "--out", tmp_path / "file")
+    assert code == 2 and "is a file, not a folder" in stderr

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gptoss_tools.core.table_writer import TableWriter
 from gptoss_tools.core.tables import numbers, read_chunks, values
-from gptoss_tools.errors import ConfigError, DataError, RunFolderError
+from gptoss_tools.errors import ConfigError, DataError, GptossError, RunFolderError
 
 CELL = st.text(
     st.one_of(
@@ -152,6 +152,7 @@ def test_other_encodings_separators_and_byte_order_marks_are_read(tmp_path, enco
     [
         ("x.jsonl", b'{"a": 1}\n{"a"\n', "row 2 is not JSON"),
         ("x.jsonl", b"[1]\n", "row 1 is not a JSON object"),
+        ("x.jsonl", b'["\\ud800"]\n', "row 1 is not a JSON object"),
         ("x.jsonl", b'{"a": "\xff"}\n', "row 1 is not utf-8 text"),
         ("x.jsonl", b'{"a": ' + b"[" * 100_000, "row 1 is not JSON"),
         ("x.jsonl", b'{"a": "\\ud83d\\ude00"}\n{"a": "\\ude00"}\n', "row 2, column a: half of a"),
@@ -210,6 +211,17 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("in the way of a folder")
     with pytest.raises(RunFolderError, match="cannot be written"):
         TableWriter(tmp_path / "file" / "x.csv")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    for written in ("a", "a" * 100_000):  # fails when the file is closed, and when it is written
+        writer = TableWriter(tmp_path / "x.csv")
+        writer._file.close()
+        writer._file = open("/dev/full", "wb")  # noqa: SIM115
+        with pytest.raises(GptossError, match="cannot be written: No space left") as full, writer:
+            writer.write(pd.DataFrame({"a": [written]}))
+        assert full.value.exit_code == 1
+        assert os.listdir(tmp_path) == []
 
 
 def test_the_folder_of_a_new_table_is_made(tmp_path):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -100,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as done:
         if not requests:
             return int(done.code or 0) if not isinstance(done.code, str) else 2
+    except KeyboardInterrupt:
+        return 130
     return _carry_out(requests[0])
 
 
@@ -110,9 +114,10 @@ def _carry_out(request) -> int:
     from ..load import load
 
     out.mode, out.verbose = request.mode, request.verbose
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
         out.mode = "silent"  # of several processes, one speaks
     _prepare(request.verbose)
+    _end_on_sigterm()
     spec = request.command
     try:
         loaded = load(spec.settings, spec.name, flags=request.flags, config=request.config)
@@ -135,6 +140,18 @@ def _carry_out(request) -> int:
             raise
         out.error(f"{type(error).__name__}: {error}", "GPTOSS_DEBUG=1 shows the traceback")
         return 1
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, so that it removes what it had half written."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt("ended by SIGTERM")
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _prepare(verbose: bool) -> None:

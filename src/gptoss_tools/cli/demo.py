@@ -186,6 +186,8 @@ def _table(result: dict[str, Any], rows: int) -> str:
 
 def _clear(folder: Path, overwrite: bool) -> None:
     """Make the folder; remove an older demo only when told to, and nothing that is not one."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"`{folder}` is a file, not a folder", "name a folder with --out")
     if folder.exists() and any(folder.iterdir()):
         is_demo = (folder / "gptoss.toml").exists() and (folder / "data").exists()
         if not overwrite or not is_demo:

@@ -28,7 +28,11 @@ def hold(path: Path, what: str, patience: float = 2.0) -> Iterator[None]:
 
     `patience` (seconds) outlasts another command's short look through `is_locked`.
     """
-    with path.open("a+", encoding="utf-8") as handle:
+    try:
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{what} cannot be written: {error.strerror}") from error
+    with opened as handle:
         deadline = time.monotonic() + patience
         while not _try(handle, exclusive=True):
             if time.monotonic() >= deadline:

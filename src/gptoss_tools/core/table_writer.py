@@ -9,6 +9,7 @@ columns mean (core.data).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow.parquet
 
 from gptoss_tools.core.publish import sync, temporary_name
 from gptoss_tools.core.tables import SUFFIXES, values
-from gptoss_tools.errors import DataError, RunFolderError
+from gptoss_tools.errors import DataError, GptossError, RunFolderError
 
 _SPECIAL_CELL = r'[",\r\n]'
 
@@ -51,6 +52,12 @@ class TableWriter:
 
     def write(self, frame: pd.DataFrame) -> None:
         """Append the rows of a frame; a CSV or Parquet table keeps the columns of the first one."""
+        try:
+            self._write(frame)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _write(self, frame: pd.DataFrame) -> None:
         first = self._columns is None
         if first:
             self._columns = list(frame.columns)
@@ -70,16 +77,21 @@ class TableWriter:
 
     def commit(self) -> None:
         """Sync what was written and give it the target's name."""
-        self._close()
-        sync(self._temporary)
-        if self.target.exists():
-            os.chmod(self._temporary, self.target.stat().st_mode & 0o7777)
-        os.replace(self._temporary, self.target)
-        sync(self.target.parent)
+        try:
+            self._close()
+            sync(self._temporary)
+            if self.target.exists():
+                os.chmod(self._temporary, self.target.stat().st_mode & 0o7777)
+            os.replace(self._temporary, self.target)
+            sync(self.target.parent)
+        except OSError as error:
+            self.abort()
+            raise self._failed(error) from error
 
     def abort(self) -> None:
         """Remove what was written; the target is as it was."""
-        self._close()
+        with contextlib.suppress(OSError):  # a full disk takes no last bytes
+            self._close()
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -100,6 +112,12 @@ class TableWriter:
             self._parquet = pyarrow.parquet.ParquetWriter(self._file, table.schema)
         table = pa.table(columns).cast(self._parquet.schema)
         self._parquet.write_table(table)
+
+    def _failed(self, error: OSError) -> GptossError:
+        return GptossError(
+            f"{self.target} cannot be written: {error.strerror or error}",
+            hint="nothing of it was kept; make room, or write to another place",
+        )
 
     def _close(self) -> None:
         if self._parquet is not None:

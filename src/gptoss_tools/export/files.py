@@ -70,9 +70,13 @@ def whole_folder(out: Path, *, replace: bool) -> Iterator[Path]:
     is kept until the new folder is complete, and must not exist without `replace`. Raises
     RunFolderError while another process writes the same folder.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{out} cannot be written: {error.strerror}", hint="name another folder with --out"
+        ) from error
     handle = os.open(partial, os.O_RDONLY)
     try:
         try:
@@ -97,7 +101,8 @@ def whole_folder(out: Path, *, replace: bool) -> Iterator[Path]:
 def _take_name(partial: Path, out: Path, replace: bool) -> None:
     old = out.with_name(f".{out.name}.old")
     if out.exists():
-        if not replace:
+        empty = out.is_dir() and not any(out.iterdir())
+        if not replace and not empty:
             raise RunFolderError(f"{out} appeared while the export ran", hint="pass --overwrite")
         shutil.rmtree(old, ignore_errors=True)
         os.rename(out, old)

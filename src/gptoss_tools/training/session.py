@@ -94,6 +94,15 @@ def run_session(
                 hint=f"start another run with fewer num_generations or a shorter "
                 f"max_completion_length; gptoss resume {run.path} goes on from the last checkpoint",
             ) from error
+        except RuntimeError as error:
+            # torch.save says nothing better when its zip archive cannot grow.
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise TrainingError(
+                f"a checkpoint could not be written to {run.path} after step "
+                f"{trainer.state.global_step}: the disk is probably full",
+                hint=f"make room, then gptoss resume {run.path}",
+            ) from error
         steps = int(trainer.state.global_step)
         if flow.interrupted and steps < settings.max_steps:
             raise interruption(run, settings)
