@@ -70,7 +70,8 @@ def test_train_with_resume_goes_on_and_the_shipped_tables_train_as_they_are(repo
     assert json.loads(resumed.stdout)["steps"] == 4
     name = "adapter/adapter_model.safetensors"
     assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
-    changed = gptoss_process("train-grpo", "--resume", "b", "--learning-rate", 1, check=False)
+    again = ("train-grpo", "--resume", "b/checkpoints/step-000002")
+    changed = gptoss_process(*again, "--learning-rate", 1, check=False)
     assert changed.returncode == 2 and "learning_rate" in changed.stderr
 
 
