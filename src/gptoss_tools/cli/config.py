@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from ..console import out
 from ..errors import ConfigError
 from ..load import COMMAND_SETTINGS, Loaded, load, near_miss
@@ -12,7 +14,7 @@ from .options import command
 class ConfigSettings(Settings):
     """config."""
 
-    name: str = "train-grpo"
+    name: str = Field("train-grpo", description="Which command.")
 
 
 @command(
