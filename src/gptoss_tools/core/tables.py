@@ -129,10 +129,10 @@ def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataF
                     record = json.loads(text)
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path} row {row} is not JSON: {error}") from error
-                if _HALF_CHARACTER.search(text):
-                    _refuse_half_characters(record, f"{path} row {row}")
                 if not isinstance(record, dict):
                     raise DataError(f"{path} row {row} is not a JSON object")
+                if _HALF_CHARACTER.search(text):
+                    _refuse_half_characters(record, f"{path} row {row}")
                 records.append(record)
             columns = list(dict.fromkeys(name for record in records for name in record))
             if records:
