@@ -180,3 +180,10 @@ def test_a_settings_file_may_start_with_a_byte_order_mark_and_may_not_be_a_folde
     assert resolve().settings.lora_r == 3
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         resolve(config=str(tmp_path))
+
+
+def test_a_prompt_of_half_characters_is_refused():
+    with pytest.raises(ConfigError, match=r"`prompt`.* not text in the terminal's encoding"):
+        load(declared.GenerateSettings, "generate", flags={"prompt": "\udcff"}, environ={})
+    kept = load(declared.GenerateSettings, "generate", flags={"prompt": "é中😀"}, environ={})
+    assert kept.settings.prompt == "é中😀"

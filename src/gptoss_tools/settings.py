@@ -329,6 +329,14 @@ class AnswerSettings(
     prompt: str | None = Field(None, description="The prompt itself; `-` reads standard input.")
     prompt_file: str | None = Field(None, description="File that holds the prompt.")
 
+    @field_validator("prompt")
+    @classmethod
+    def _readable(cls, prompt: str | None) -> str | None:
+        # What a terminal of another encoding types reaches Python as half characters.
+        if prompt is not None and prompt.encode(errors="replace").decode() != prompt:
+            raise ValueError("not text in the terminal's encoding; give it as --prompt-file")
+        return prompt
+
 
 class TestAdapterSettings(AnswerSettings):
     """test-adapter."""
