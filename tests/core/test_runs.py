@@ -134,6 +134,7 @@ def test_checkpoints_sort_by_number_and_junk_and_half_ones_are_not_among_them(tm
     damaged = checkpoint(run, 400)
     (damaged / "adapter_model.safetensors").write_bytes(b"half")
     assert [c.step for c in run.checkpoints()] == [20, 100, 999_999, 1_000_000]
+    assert damaged in run.damaged() and run.checkpoint().path not in run.damaged()
     assert run.checkpoint().step == 1_000_000
 
 

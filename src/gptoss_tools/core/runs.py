@@ -115,6 +115,13 @@ class Run:
                     found.append(Checkpoint(int(match.group(1)), path))
         return sorted(found, key=lambda c: (c.step, c.path.name))
 
+    def damaged(self) -> list[Path]:
+        """Return the folders that bear a checkpoint's name but lack files or hold changed ones."""
+        if not self.checkpoints_path.is_dir():
+            return []
+        named = [p for p in self.checkpoints_path.iterdir() if STEP_NAME.fullmatch(p.name)]
+        return sorted(path for path in named if not is_complete(path))
+
     def checkpoint(self) -> Checkpoint | None:
         """Return the checkpoint to go on from: the selected one, else the newest, else None."""
         if self.selected is not None and (match := STEP_NAME.fullmatch(self.selected.name)):

@@ -108,6 +108,8 @@ def _go_on(
             notes.append(note)
         notes += from_main(lambda: set_aside_newer(run, reached))
         notice(f"{run.path} goes on after step {reached} of {settings.max_steps}")
+        for path in run.damaged():
+            notice(f"{path} was left out: files of it are missing or changed")
         for note in notes:
             notice(note)
         return run_session(
