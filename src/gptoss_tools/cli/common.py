@@ -1,4 +1,4 @@
-"""What several commands share: the cache folder, the Hub token, the prompt a user names."""
+"""What several commands share: the cache folder, the Hub token, what a user asks which model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..console import out
 from ..errors import ConfigError, RunFolderError
-from ..settings import AnswerSettings
+from ..load import Loaded
+from ..settings import AnswerSettings, GenerateSettings, TestAdapterSettings
+
+if TYPE_CHECKING:  # both load heavy libraries, which no help should pay for
+    from ..core.data import DecisionTable
+    from ..evaluation.policy import Policy
 
 
 def cache_dir() -> Path:
@@ -68,6 +73,36 @@ def given_prompt(settings: AnswerSettings) -> str | None:
         return Path(settings.prompt_file).read_text(encoding=settings.encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"`prompt_file` {settings.prompt_file} cannot be read: {error}") from None
+
+
+def asked_table(settings: GenerateSettings | TestAdapterSettings) -> DecisionTable:
+    """Read the tables of --data, their prompts rendered as the settings say."""
+    from ..core.data import load_table
+
+    return load_table(
+        settings.data,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        date=settings.date,
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+    )
+
+
+def asked_policy(settings: GenerateSettings | TestAdapterSettings, loaded: Loaded) -> Policy:
+    """Load TARGET, on --model where that was given by hand, and say what it is."""
+    from ..evaluation.policy import load_policy
+
+    build_tiny_first(settings.target)
+    policy = load_policy(
+        settings.target,
+        base=settings.model if "model" in loaded.explicit else None,
+        model=settings,
+        quantized=settings.quantized,
+        cache_dir=cache_dir(),
+    )
+    out.notice(policy.source.label)
+    return policy
 
 
 def show_rows(

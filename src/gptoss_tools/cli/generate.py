@@ -8,7 +8,7 @@ from ..console import align, out
 from ..errors import ConfigError
 from ..load import Loaded
 from ..settings import GenerateSettings
-from .common import build_tiny_first, cache_dir, given_prompt, new_file
+from .common import asked_policy, asked_table, given_prompt, new_file
 from .options import command
 
 
@@ -39,26 +39,11 @@ def generate(settings: GenerateSettings, loaded: Loaded) -> None:
         _one(settings, loaded, prompt)
 
 
-def _load(settings: GenerateSettings, loaded: Loaded):
-    from ..evaluation.policy import load_policy
-
-    build_tiny_first(settings.target)
-    policy = load_policy(
-        settings.target,
-        base=settings.model if "model" in loaded.explicit else None,
-        model=settings,
-        quantized=settings.quantized,
-        cache_dir=cache_dir(),
-    )
-    out.notice(policy.source.label)
-    return policy
-
-
 def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
     if settings.dry_run:
         out.result({"prompts": 1, "target": settings.target})
         return
-    stream = _load(settings, loaded).stream(
+    stream = asked_policy(settings, loaded).stream(
         prompt, decoding=settings, settings=settings, action_pattern=settings.action_pattern
     )
     current: Any = ...
@@ -75,23 +60,15 @@ def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
 
 
 def _table(settings: GenerateSettings, loaded: Loaded) -> None:
-    from ..core.data import load_table
     from ..core.table_writer import TableWriter
     from ..evaluation.scoring import score
 
-    table = load_table(
-        settings.data,
-        encoding=settings.encoding,
-        delimiter=settings.delimiter,
-        date=settings.date,
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-    )
+    table = asked_table(settings)
     target = new_file(settings.out, settings.overwrite) if settings.out else None
     if settings.dry_run:
         out.result({"prompts": len(table), "target": settings.target, "out": settings.out})
         return
-    policy, answers = _load(settings, loaded), []
+    policy, answers = asked_policy(settings, loaded), []
     with out.progress("answer", len(table), every=settings.batch_size) as update:
         for answer in policy.answer(
             table.prompts,

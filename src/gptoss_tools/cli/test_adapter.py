@@ -6,7 +6,7 @@ from ..console import align, out
 from ..errors import DataError
 from ..load import Loaded
 from ..settings import TestAdapterSettings
-from .common import cache_dir, given_prompt
+from .common import asked_policy, asked_table, given_prompt
 from .options import command
 
 
@@ -26,31 +26,13 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
     Prints the completion by channel, the action it means, and, for a row of a table, what every
     action is worth there. Greedy unless --sample is given.
     """
-    from ..core.data import load_table
-    from ..evaluation.policy import load_policy
-
     prompt, table, row = given_prompt(settings), None, settings.row - 1
     if prompt is None:
-        table = load_table(
-            settings.data,
-            encoding=settings.encoding,
-            delimiter=settings.delimiter,
-            date=settings.date,
-            reasoning_effort=settings.reasoning_effort,
-            model_identity=settings.model_identity,
-        )
+        table = asked_table(settings)
         if row >= len(table):
             raise DataError(f"`row` is {settings.row}, but the tables have {len(table)} rows")
         prompt = table.prompts[row]
-    base = settings.model if "model" in loaded.explicit else None
-    policy = load_policy(
-        settings.target,
-        base=base,
-        model=settings,
-        quantized=settings.quantized,
-        cache_dir=cache_dir(),
-    )
-    out.notice(policy.source.label)
+    policy = asked_policy(settings, loaded)
     actions = int(table.n_actions[row]) if table is not None else None
     [answer] = policy.answer(
         [prompt],
