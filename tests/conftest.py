@@ -59,3 +59,11 @@ def gptoss(capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny(cache_dir) -> Path:
+    """The folder of the tiny model, built once per session."""
+    from gptoss_tools.models.tiny_cache import tiny_path
+
+    return tiny_path(cache_dir)

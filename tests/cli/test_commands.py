@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -135,3 +136,25 @@ def test_a_used_run_folder_is_refused_with_the_ways_out(gptoss, repository, tmp_
     code, _, err = gptoss("train-grpo", "--data", data, "--output-dir", run, "--dry-run")
     assert code == 2 and "used" in err and "hint:" in err
     shutil.rmtree(run)
+
+
+def test_what_a_training_lacks_is_said_before_a_run_folder_is_made(gptoss, repository, tiny):
+    common = ("train-grpo", "--model", tiny, "--data", repository / "data" / "train")
+    code, _, err = gptoss(*common, "--output-dir", "run", "--attn-implementation", "foo")
+    assert code == 2 and "`foo`" in err.replace("'", "`") and "flex_attention" in err
+    Path("gptoss.toml").write_text("[trainer]\nuse_vllm = true\n")
+    if importlib.util.find_spec("vllm") is None:
+        code, _, err = gptoss(*common, "--output-dir", "run")
+        assert code == 3 and "vllm" in err
+    assert not Path("run").exists()
+
+
+def test_a_damaged_adapter_is_named(gptoss, repository, tiny, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": str(tiny)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "adapter_model.safetensors").write_bytes(b"nonsense")
+    code, out, err = gptoss("test-adapter", adapter, "--prompt", "user: hi")
+    assert (code, out) == (2, "")
+    assert str(adapter) in err and "Traceback" not in err

@@ -58,6 +58,9 @@ def new_file(name: str, overwrite: bool) -> Path:
         raise RunFolderError(f"`{path}` is a folder, not a file", "name a file with --out")
     if path.exists() and not overwrite:
         raise RunFolderError(f"`{path}` exists", "pass --overwrite, or name another --out")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunFolderError(f"`{path}` cannot be written: {parent} is no folder to write in")
     return path
 
 

@@ -32,7 +32,7 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     token = hub_token()
     repo_id = require_push(token, settings.repo_id) if settings.push else None
     from ..core.runs import open_run
-    from ..evaluation.policy import find_source
+    from ..evaluation.sources import find_source
     from ..export.merge import export_mxfp4
     from ..models.snapshot import checkpoint_folder
 

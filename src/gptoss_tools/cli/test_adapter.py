@@ -26,7 +26,10 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
     Prints the completion by channel, the action it means, and, for a row of a table, what every
     action is worth there. Greedy unless --sample is given.
     """
+    from ..evaluation.sources import find_source
+
     prompt, table, row = given_prompt(settings), None, settings.row - 1
+    find_source(settings.target)  # a wrong target is said before a wrong table
     if prompt is None:
         table = asked_table(settings)
         if row >= len(table):

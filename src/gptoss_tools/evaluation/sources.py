@@ -45,7 +45,8 @@ def find_source(target: str | Path, base: str | None = None) -> Source:
     named = base or trained_on
     if not base and not Path(trained_on).is_dir():
         named = run.settings.get("model") or trained_on
-    return Source(str(named), adapter.path, f"{adapter.label}, on {named}")
+    shown = base or run.settings.get("model") or named
+    return Source(str(named), adapter.path, f"{adapter.label}, on {shown}")
 
 
 def _means_a_folder(path: Path) -> bool:

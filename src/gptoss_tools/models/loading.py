@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,6 +49,13 @@ from gptoss_tools.models.tiny_cache import tiny_path
 
 TINY = "tiny"
 FLASH = "kernels-community/vllm-flash-attn3"
+ATTENTION = (
+    "eager",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+)
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
 _TODAY = 'strftime_now("%Y-%m-%d")'
 
@@ -169,6 +177,12 @@ def choose_attention(attn_implementation: str, device: torch.device, for_trainin
     if attn_implementation == "sdpa":
         raise ConfigError("attn_implementation sdpa cannot express gpt-oss's sinks", hint="eager")
     if attn_implementation != "auto":
+        # An address like owner/kernel is fetched from the Hub by transformers.
+        if attn_implementation not in ATTENTION and "/" not in attn_implementation:
+            raise ConfigError(
+                f"attn_implementation {attn_implementation!r} is unknown",
+                hint=f"use auto, {', '.join(ATTENTION)}, or a kernel's address owner/name",
+            )
         return attn_implementation
     if for_training or device.type != "cuda" or importlib.util.find_spec("kernels") is None:
         return "eager"
@@ -218,8 +232,15 @@ def load_with_adapter(
     named = base_of(adapter)
     options.setdefault("for_training", trainable)
     model = load_model(base or named, **options)
-    with quiet():
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    try:
+        with quiet():
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"adapter {adapter} cannot be put on {base or named}: {reason}",
+            hint="is it whole, and was it trained on this base model?",
+        ) from error
 
 
 @contextlib.contextmanager

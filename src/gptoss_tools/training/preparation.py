@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import glob
 import hashlib
+import importlib.util
 import json
 import warnings
 from collections.abc import Collection, Mapping
@@ -25,8 +26,13 @@ from transformers import PreTrainedTokenizerFast
 from gptoss_tools.core.claims import check_unused, next_free
 from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.runs import Run, open_run
-from gptoss_tools.errors import ConfigError, DataError, GptossError
-from gptoss_tools.models.loading import load_tokenizer, read_config, resolve_model
+from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError
+from gptoss_tools.models.loading import (
+    choose_attention,
+    load_tokenizer,
+    read_config,
+    resolve_model,
+)
 from gptoss_tools.models.machine import (
     available_bytes,
     eager_scores,
@@ -72,6 +78,8 @@ def prepare(
     if settings.resume is None and settings.output_dir is not None and home is None:
         check_unused(Path(settings.output_dir))
     require_tracker(settings.report_to)
+    _require_packages(settings.trainer)
+    choose_attention(settings.attn_implementation, resolve_device(settings.device), True)
     if settings.date is None:
         # Pinned, so that prompts kept as messages read the same when the run goes on tomorrow.
         settings = settings.model_copy(update={"date": datetime.date.today().isoformat()})
@@ -109,6 +117,16 @@ def prepare(
         is_main=state.is_main_process,
         notes=notes,
     )
+
+
+def _require_packages(trainer: Mapping[str, Any]) -> None:
+    """Raise MachineError if [trainer] asks TRL for a package that is not installed."""
+    for name, package in (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel")):
+        if trainer.get(name) and importlib.util.find_spec(package) is None:
+            raise MachineError(
+                f"`{name}` in [trainer] needs the package {package}, which is not installed",
+                hint=f"install {package}, or leave out {name}",
+            )
 
 
 def _attention_notes(settings: TrainSettings, model: str, device: torch.device) -> list[str]:
