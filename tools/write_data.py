@@ -18,16 +18,17 @@ from gptoss_tools.core.table_writer import TableWriter
 from gptoss_tools.tes.dataset import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ROOT / "src" / "gptoss_tools" / "models" / "tiny_prompts.json"
 DATE = "2026-01-01"
 ON_PATH, OFF_PATH = 6, 6
 TABLES = {"train": (48, 42), "heldout": (12, 1042)}
 PRETRAINING = (48, 5000)
 
 
-def write_tables() -> None:
-    """Write data/train and data/heldout: Harmony text, values and rewards, ready to train on."""
+def write_tables(data: Path) -> None:
+    """Write DATA/train and DATA/heldout: Harmony text, values and rewards, ready to train on."""
     for name, (episodes, seed) in TABLES.items():
-        folder = ROOT / "data" / name
+        folder = data / name
         shutil.rmtree(folder, ignore_errors=True)
         table = make_dataset(
             episodes=episodes, seed=seed, on_path_rows=ON_PATH, off_path_rows=OFF_PATH
@@ -40,7 +41,7 @@ def write_tables() -> None:
         score([folder], tau=0.05, overwrite=True)
 
 
-def write_prompts() -> None:
+def write_prompts(target: Path) -> None:
     """Write the prompts the tiny model learns to speak from; their dates differ on purpose.
 
     Users convert their tables on any day, and the model should not care which.
@@ -52,10 +53,9 @@ def write_prompts() -> None:
         render(parse_legacy(text), date=(first + timedelta(days=37 * i % 1461)).isoformat())
         for i, text in enumerate(table["prompt"])
     ]
-    target = ROOT / "src" / "gptoss_tools" / "models" / "tiny_prompts.json"
     target.write_text(json.dumps(prompts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_tables()
-    write_prompts()
+    write_tables(ROOT / "data")
+    write_prompts(PROMPTS)

@@ -158,3 +158,16 @@ def test_a_damaged_adapter_is_named(gptoss, repository, tiny, tmp_path):
     code, out, err = gptoss("test-adapter", adapter, "--prompt", "user: hi")
     assert (code, out) == (2, "")
     assert str(adapter) in err and "Traceback" not in err
+
+
+def test_the_shipped_tables_and_prompts_are_what_the_tool_writes(repository, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(repository / "tools"))
+    write_data = importlib.import_module("write_data")
+    write_data.write_tables(tmp_path)
+    for name in ("train", "heldout"):
+        [shipped] = (repository / "data" / name).glob("*.csv")
+        ours, fresh = pd.read_csv(shipped), pd.read_csv(tmp_path / name / shipped.name)
+        pd.testing.assert_frame_equal(ours, fresh, rtol=1e-9)
+    write_data.write_prompts(tmp_path / "prompts.json")
+    prompts = json.loads((tmp_path / "prompts.json").read_text())
+    assert prompts == json.loads(write_data.PROMPTS.read_text())
