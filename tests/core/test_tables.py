@@ -6,6 +6,8 @@ import csv
 import io
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -227,3 +229,23 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
 def test_the_folder_of_a_new_table_is_made(tmp_path):
     write(tmp_path / "new" / "x.csv", [pd.DataFrame({"a": ["1"]})])
     assert (tmp_path / "new" / "x.csv").read_text() == "a\n1\n"
+
+
+def test_old_leftovers_of_killed_writers_go_and_fresh_or_living_ones_stay(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = {
+        "dead and old": f".tmp-{gone.pid}-x.csv",
+        "dead and fresh": f".tmp-{gone.pid}-x.csv.gz",
+        "living": f".tmp-{os.getppid()}-x.csv",
+        "another table's": f".tmp-{gone.pid}-y.csv",
+    }
+    for name in names.values():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    fresh = tmp_path / f".tmp-{gone.pid}-z.csv"
+    fresh.touch()
+    TableWriter(tmp_path / "x.csv").abort()
+    TableWriter(tmp_path / "z.csv").abort()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*names.values(), fresh.name} - {names["dead and old"]}

@@ -8,9 +8,11 @@ names start with `.tmp-`; `sweep` removes what a killed process left. Knows noth
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,30 @@ TEMPORARY = ".tmp-"
 def temporary_name(target: Path) -> Path:
     """Return a name beside `target`, of this process alone, that `sweep` recognises."""
     return target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+
+
+def clear_leftovers(target: Path, older_than: float = 600.0) -> None:
+    """Remove temporary files for `target` whose process was killed and left them behind.
+
+    A process that is not found here might run on another machine that shares the folder, so what
+    changed in the last `older_than` seconds stays.
+    """
+    for path in target.parent.glob(f"{TEMPORARY}*-{glob.escape(target.name)}"):
+        number = path.name.removeprefix(TEMPORARY).split("-", 1)[0]
+        with contextlib.suppress(OSError):
+            old = time.time() - path.stat().st_mtime > older_than
+            if number.isdigit() and old and not _runs(int(number)):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def sync(path: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from gptoss_tools.core.publish import sync, temporary_name
+from gptoss_tools.core.publish import clear_leftovers, sync, temporary_name
 from gptoss_tools.core.tables import SUFFIXES, values
 from gptoss_tools.errors import DataError, GptossError, RunFolderError
 
@@ -46,6 +46,7 @@ class TableWriter:
         self._parquet: pyarrow.parquet.ParquetWriter | None = None
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(self.target)
             self._file = self._temporary.open("wb")
         except OSError as error:
             raise RunFolderError(f"{target} cannot be written: {error.strerror}") from error
