@@ -38,4 +38,6 @@ def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
     if problems:
         found = len(problems)
         raise DataError(f"{found} problem{'s' if found > 1 else ''} in the tables")
-    out.hint("gptoss train-grpo --data " + " ".join(settings.paths))
+    # The default holds held-out tables too, which are not for training.
+    named = [f" --data {path}" for path in settings.paths if "paths" in loaded.explicit]
+    out.hint("gptoss train-grpo" + "".join(named))

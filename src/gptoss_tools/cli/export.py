@@ -64,4 +64,5 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
         f"{said} {folder}: {report.bytes_total / 1e6:.1f} MB, of which "
         f"{report.bytes_rewritten / 1e6:.1f} MB rewritten\n{align(rows)}",
     )
-    out.hint(f"gptoss generate {folder} --prompt-file PROMPT.txt")
+    if not settings.dry_run:
+        out.hint(f"gptoss generate {folder} --prompt-file PROMPT.txt")
