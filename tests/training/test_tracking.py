@@ -154,3 +154,14 @@ def test_library_warnings_go_to_the_log_once_and_short_and_not_to_stderr(tmp_pat
     assert "xxx" not in capfd.readouterr().err
     logging.getLogger("gptoss_tools.training").warning("later")
     assert "later" not in (tmp_path / "log.txt").read_text()
+
+
+def test_our_own_warnings_reach_the_watcher_and_the_libraries_only_the_log(tmp_path):
+    told = []
+    with log_file(tmp_path / "log.txt", told.append):
+        logging.getLogger("gptoss_tools.training.rewarding").warning("12 %% are %s", "invalid")
+        logging.getLogger("gptoss_tools").info("fine")
+        logging.getLogger("transformers").warning("a library speaks")
+    assert told == ["warning: 12 % are invalid"]
+    text = (tmp_path / "log.txt").read_text()
+    assert "12 % are invalid" in text and "a library speaks" in text

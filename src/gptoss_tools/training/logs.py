@@ -6,14 +6,19 @@ Long lines are cut, because some libraries log whole prompts; repeated warnings 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[logging.Logger]:
-    """Collect what the libraries log and warn about in `path` meanwhile, instead of on stderr."""
+def log_file(
+    path: Path, on_warning: Callable[[str], None] | None = None
+) -> Iterator[logging.Logger]:
+    """Collect what the libraries log and warn about in `path` meanwhile, instead of on stderr.
+
+    `on_warning` gets this program's own warnings too: those are for the person who watches.
+    """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.addFilter(_Once())
     handler.setFormatter(_ShortFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -32,11 +37,16 @@ def log_file(path: Path) -> Iterator[logging.Logger]:
         logger.setLevel(logging.INFO if logger is own else logging.WARNING)
     for logger in roots:
         logger.addHandler(handler)
+    teller = _Teller(on_warning) if on_warning else None
+    if teller:
+        own.addHandler(teller)
     logging.captureWarnings(True)
     try:
         yield own
     finally:
         logging.captureWarnings(False)
+        if teller:
+            own.removeHandler(teller)
         for logger in roots:
             logger.removeHandler(handler)
         for logger, level in levels:
@@ -44,6 +54,18 @@ def log_file(path: Path) -> Iterator[logging.Logger]:
         for others, level in muted:
             others.setLevel(level)
         handler.close()
+
+
+class _Teller(logging.Handler):
+    """Hand warnings on as sentences."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one record on."""
+        self.tell(f"warning: {record.getMessage()}")
 
 
 class _Once:

@@ -53,7 +53,7 @@ def train(
         notice(note)
     run = from_main(lambda: begin(prepared))
     notice(f"run folder {run.path}")
-    with _held(run), _logged(run):
+    with _held(run), _logged(run, notice):
         return run_session(
             run,
             prepared,
@@ -93,7 +93,7 @@ def _go_on(
 ) -> Outcome:
     settings = merged_settings(run, changes)
     state, notice = join(settings.device), _speaker(settings.device, on_notice)
-    with _held(run), _logged(run):
+    with _held(run), _logged(run, notice):
         if state.is_main_process:
             sweep(run.path)
             sweep(run.checkpoints_path)
@@ -154,6 +154,7 @@ def _held(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _logged(run: Run) -> Iterator[None]:
-    with log_file(run.log_path) if join().is_main_process else contextlib.nullcontext():
+def _logged(run: Run, notice: Notice) -> Iterator[None]:
+    main = join().is_main_process
+    with log_file(run.log_path, notice) if main else contextlib.nullcontext():
         yield
