@@ -170,6 +170,6 @@ def test_the_real_tiny_model_speaks_harmony_and_has_no_favourite(cache_dir):
         counts[decision.action if decision.reason is Reason.OK else "invalid"] += 1
         counts["thought"] += "analysis" in text
     assert counts["invalid"] <= 0.03 * 400
-    # 100 each expected, standard deviation 8.7; the model may lean, differently on other processors
-    assert all(40 < counts[action] < 190 for action in range(4))
+    # 100 each expected, standard deviation 8.7; the model itself may lean a little
+    assert all(60 < counts[action] < 145 for action in range(4))
     assert 60 < counts["thought"] < 145
