@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_tools.core.claims import claim
+from gptoss_tools.core.publish import publish
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models.snapshot import fingerprint
@@ -16,7 +17,6 @@ from gptoss_tools.training.checkpoints import (
     Pace,
     check_resumable,
     mark_rolling,
-    publish,
     rotate,
     schedule_note,
 )

@@ -19,11 +19,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_tools.core.publish import is_complete, publish, remove, sweep
+from gptoss_tools.core.publish import remove
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, DataError
-
-__all__ = ["Pace", "check_resumable", "is_complete", "mark_rolling", "publish", "rotate", "sweep"]
 
 ROLLING = ".rolling"
 

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import constants as hub_constants
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerFast
+from transformers import GptOssConfig, PreTrainedTokenizerFast
 
 from gptoss_tools.core.claims import check_unused, next_free
 from gptoss_tools.core.data import DecisionTable, load_table
@@ -42,6 +42,7 @@ from gptoss_tools.models.machine import (
     resolve_device,
     weight_type,
 )
+from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.settings import ResumeSettings, TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config
 from gptoss_tools.training.ranks import join
@@ -60,6 +61,7 @@ class Prepared:
     dataset: Dataset
     tokenizer: PreTrainedTokenizerFast
     model: str
+    base_hash: str | None
     world_size: int
     is_main: bool
     notes: list[str] = field(default_factory=list)
@@ -79,7 +81,8 @@ def prepare(
         check_unused(Path(settings.output_dir))
     require_tracker(settings.report_to)
     _require_packages(settings.trainer)
-    choose_attention(settings.attn_implementation, resolve_device(settings.device), True)
+    device = resolve_device(settings.device)
+    choose_attention(settings.attn_implementation, device, True)
     if settings.date is None:
         # Pinned, so that prompts kept as messages read the same when the run goes on tomorrow.
         settings = settings.model_copy(update={"date": datetime.date.today().isoformat()})
@@ -90,9 +93,8 @@ def prepare(
     model = resolve_model(name, cache_dir=cache_dir)
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
-    device = resolve_device(settings.device)
-    dtype = weight_type(settings.dtype, device)
-    require_memory(read_config(model), device, dtype, for_training=True)
+    config = read_config(model)
+    require_memory(config, device, weight_type(settings.dtype, device), for_training=True)
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
@@ -104,7 +106,7 @@ def prepare(
         notes.append(f"{dropped} of {len(table)} rows have long prompts and are left out")
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
-    notes += _attention_notes(settings, model, device)
+    notes += _attention_notes(settings, config, device)
     return Prepared(
         settings=settings,
         rows=len(table),
@@ -113,6 +115,7 @@ def prepare(
         dataset=dataset,
         tokenizer=tokenizer,
         model=model,
+        base_hash=fingerprint(model),
         world_size=state.num_processes,
         is_main=state.is_main_process,
         notes=notes,
@@ -129,7 +132,9 @@ def _require_packages(trainer: Mapping[str, Any]) -> None:
             )
 
 
-def _attention_notes(settings: TrainSettings, model: str, device: torch.device) -> list[str]:
+def _attention_notes(
+    settings: TrainSettings, config: GptOssConfig, device: torch.device
+) -> list[str]:
     """Warn where eager attention over the longest allowed completions would not fit.
 
     Not an error: completions are usually shorter, and a step that does not fit can be resumed.
@@ -138,7 +143,7 @@ def _attention_notes(settings: TrainSettings, model: str, device: torch.device) 
         return []
     rows = settings.prompts_per_step * settings.num_generations
     length = settings.max_prompt_length + settings.max_completion_length
-    need, free = eager_scores(read_config(model), rows=rows, length=length), available_bytes(device)
+    need, free = eager_scores(config, rows=rows, length=length), available_bytes(device)
     if need <= free:
         return []
     return [

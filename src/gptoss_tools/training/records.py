@@ -20,7 +20,6 @@ from gptoss_tools.core.claims import claim
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.core.runs import Run
 from gptoss_tools.models.machine import resolve_device
-from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.models.survey import version_of
 from gptoss_tools.training.checkpoints import check_resumable
 from gptoss_tools.training.preparation import Prepared
@@ -51,7 +50,7 @@ def go_on(run: Run, prepared: Prepared, reached: int, allow_changes: bool) -> li
         new,
         data_hash=prepared.data_hash,
         world_size=prepared.world_size,
-        base_hash=fingerprint(prepared.model),
+        base_hash=prepared.base_hash,
         allow_changes=allow_changes,
     )
     now = versions(prepared.settings.device)
@@ -119,7 +118,7 @@ def versions(device: str = "auto") -> dict[str, Any]:
 def _facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "world_size": prepared.world_size,
-        "base_sha256": fingerprint(prepared.model),
+        "base_sha256": prepared.base_hash,
         "data": {
             "sha256": prepared.data_hash,
             "rows": prepared.rows,

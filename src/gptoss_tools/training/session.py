@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import ProgressCallback, set_seed
 
 from gptoss_tools.core.claims import mark_latest
 from gptoss_tools.core.publish import write_json
@@ -144,7 +144,8 @@ def _trainer(
         device=settings.device,
         cache_dir=cache_dir,
     )
-    silent = settings.model_copy(update={"report_to": "none"})  # trackers come as callbacks
+    # Trackers come as callbacks; `resume` may allow what the run's own settings did not.
+    silent = settings.model_copy(update={"report_to": "none", "allow_changes": allow_changes})
     set_seed(settings.seed)  # the adapter's first weights are drawn here
     trainer = DecisionTrainer.build(
         silent,
@@ -157,9 +158,7 @@ def _trainer(
         on_completions=completions,
         callbacks=callbacks,
     )
-    trainer.allow_changes = allow_changes
-    for printing in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printing)
+    trainer.remove_callback(ProgressCallback)
     return trainer
 
 
