@@ -8,7 +8,7 @@ CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolki
   nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
   nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx)
 
-.PHONY: env demo test fast check fix docs lock data clean
+.PHONY: env browser demo test fast check fix docs lock data clean
 
 env: $(VENV)/.ready
 
@@ -17,6 +17,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
+
+# The report's tests drive a real Chromium; without one they are skipped with a message.
+browser:
+	command -v chromium >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
 
 demo: env
 	$(BIN)/gptoss demo --overwrite

@@ -111,11 +111,24 @@ class DecodingSettings(Settings):
 class ActionSettings(Settings):
     """How an answer becomes an action."""
 
+    actions: list[str] = Field(
+        [],
+        description="Names of the actions in the order of q_action_k, where the table has no "
+        "column `actions`: answers are then names, not numbers.",
+    )
     action_pattern: str | None = Field(
         None,
-        description="Regular expression with one group, the action's index, that the whole final "
-        "answer must match (default: [k]).",
+        description="Regular expression with one group, the action's index or name, that the whole "
+        "final answer must match (default: [k], or the name with or without brackets).",
     )
+
+    @field_validator("actions")
+    @classmethod
+    def _told_apart(cls, actions: list[str]) -> list[str]:
+        folded = [" ".join(name.split()).casefold() for name in actions]
+        if len(set(folded)) < len(folded) or not all(folded) or len(folded) == 1:
+            raise ValueError("give two or more different names")
+        return actions
 
 
 class LoraSettings(Settings):
@@ -189,6 +202,33 @@ class OptimizerSettings(Settings):
     seed: Seed = Field(42, description="Seed of everything drawn at random.")
 
 
+class EpisodeSettings(Settings):
+    """Which rows belong together."""
+
+    episode_column: str = Field(
+        "episode",
+        description="Column that names each row's episode, for the confidence intervals; `row`: "
+        "every row stands alone.",
+    )
+    tie_tolerance: AtLeastZero = Field(
+        1e-9, description="Actions this close to the best one, in units of Q, count as best."
+    )
+
+
+class HeldOutSettings(Settings):
+    """Measuring the policy on held-out rows while it trains."""
+
+    eval_steps: Positive | None = Field(
+        None,
+        description="Optimizer steps between evaluations on eval_data, which also keep the best "
+        "adapter as adapter-best (default: none).",
+    )
+    eval_data: list[str] = Field(
+        ["data/heldout"], description="Held-out tables: files, folders or globs."
+    )
+    eval_batch_size: Positive = Field(32, description="Held-out prompts decoded together.")
+
+
 class LoggingSettings(Settings):
     """What a run writes beside its weights."""
 
@@ -209,6 +249,7 @@ class LoggingSettings(Settings):
 
 class TrainSettings(
     DryRunSettings,
+    HeldOutSettings,
     LoggingSettings,
     OptimizerSettings,
     RolloutSettings,
@@ -257,7 +298,25 @@ class ResumeSettings(DryRunSettings):
     )
 
 
-class MakeDatasetSettings(OverwriteSettings):
+class PlantSettings(Settings):
+    """The thermal-storage plant, and how hourly series of it are read."""
+
+    start_soc: AtLeastZero = Field(150.0, description="Stored energy at the start, kWh.")
+    levels: list[float] = Field(
+        [0.0, 1 / 3, 2 / 3, 1.0], description="Output levels, one action each (shares of rated_kw)."
+    )
+    rated_kw: Annotated[float, Field(gt=0)] = Field(100.0, description="Rated output, kW.")
+    capacity_kwh: Annotated[float, Field(gt=0)] = Field(300.0, description="Store size, kWh.")
+    cop: Annotated[float, Field(gt=0)] = Field(4.0, description="Cooling per unit electricity.")
+    loss: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Share lost per hour.")
+    penalty: AtLeastZero = Field(10.0, description="kgCO2 charged per kWh of unmet load.")
+    time_column: str | None = Field(None, description="Name of the time column of the series.")
+    load_column: str | None = Field(None, description="Name of the load column (kW).")
+    carbon_column: str | None = Field(None, description="Name of the carbon column (kg/kWh).")
+    series_encoding: str = Field("utf-8", description="Text encoding of the series.")
+
+
+class MakeDatasetSettings(PlantSettings, OverwriteSettings):
     """make-dataset."""
 
     out: str = Field("data/tes.csv", description="Table to write.")
@@ -272,22 +331,12 @@ class MakeDatasetSettings(OverwriteSettings):
     on_path_rows: Annotated[int, Field(ge=0)] = Field(
         0, description="Rows per episode on the optimal path (0: every decision hour)."
     )
-    start_soc: AtLeastZero = Field(150.0, description="Stored energy at the start, kWh.")
-    levels: list[float] = Field(
-        [0.0, 1 / 3, 2 / 3, 1.0], description="Output levels, one action each (shares of rated_kw)."
-    )
-    rated_kw: Annotated[float, Field(gt=0)] = Field(100.0, description="Rated output, kW.")
-    capacity_kwh: Annotated[float, Field(gt=0)] = Field(300.0, description="Store size, kWh.")
-    cop: Annotated[float, Field(gt=0)] = Field(4.0, description="Cooling per unit electricity.")
-    loss: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Share lost per hour.")
-    penalty: AtLeastZero = Field(10.0, description="kgCO2 charged per kWh of unmet load.")
     series: list[str] = Field(
         [], description="CSV files with hourly load and carbon to use instead of the generator."
     )
-    time_column: str | None = Field(None, description="Name of the time column of `series`.")
-    load_column: str | None = Field(None, description="Name of the load column (kW).")
-    carbon_column: str | None = Field(None, description="Name of the carbon column (kg/kWh).")
-    series_encoding: str = Field("utf-8", description="Text encoding of `series`.")
+    write_series: str | None = Field(
+        None, description="Folder for the generated series as CSV files, one per episode."
+    )
     seed: Seed = Field(42, description="Seed of everything drawn at random.")
 
 
@@ -354,6 +403,54 @@ class GenerateSettings(OverwriteSettings, AnswerSettings):
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
     data: list[str] = Field([], description="Tables whose every row is answered.")
     out: str | None = Field(None, description="JSONL file for the answers of a table.")
+
+
+class EvaluateSettings(
+    PlantSettings,
+    EpisodeSettings,
+    OverwriteSettings,
+    DecodingSettings,
+    ActionSettings,
+    ModelSettings,
+    PromptSettings,
+    TableSettings,
+):
+    """evaluate."""
+
+    target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
+    data: list[str] = Field(["data/heldout"], description="Tables with values for every action.")
+    base: str | None = Field(
+        None, description="Model to compare with (default: the adapter's own base)."
+    )
+    compare_base: bool = Field(True, description="Let the base model answer the same rows.")
+    samples: Annotated[int, Field(ge=0)] = Field(
+        0, description="Answers drawn per row beside the greedy one (majority, best of n, pass@k)."
+    )
+    closed_loop: list[str] = Field(
+        [],
+        description="Hourly series (CSV files, folders or globs) in which the policy drives the "
+        "plant.",
+    )
+    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
+    out: str | None = Field(
+        None, description="Folder to write (default: RUN/evaluation, or evaluations/NAME)."
+    )
+
+
+class ReportSettings(OverwriteSettings):
+    """report."""
+
+    runs: list[str] = Field(["runs/latest"], description="Run folders.")
+    out: str | None = Field(
+        None, description="HTML file (default: report.html in the first run's folder)."
+    )
+    open: bool = Field(False, description="Open the report in the browser.")
+
+
+class RunsSettings(Settings):
+    """runs."""
+
+    folders: list[str] = Field(["runs"], description="Run folders, or folders that hold them.")
 
 
 class ExportSettings(OverwriteSettings):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptoss_tools.core.history import read_metrics
 from gptoss_tools.errors import RunFolderError
 from gptoss_tools.training.logs import log_file
 from gptoss_tools.training.tracking import (
@@ -17,7 +18,6 @@ from gptoss_tools.training.tracking import (
     SEED_COLUMNS,
     CompletionLog,
     Metrics,
-    read_metrics,
 )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import run_lab
 
+from gptoss_tools.core.history import read_metrics
 from gptoss_tools.core.publish import TEMPORARY
 from gptoss_tools.core.runs import open_run
-from gptoss_tools.training.tracking import read_metrics
 
 pytestmark = pytest.mark.slow
 

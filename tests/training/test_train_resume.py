@@ -12,11 +12,11 @@ import run_lab
 import torch
 
 from gptoss_tools.core.claims import claim
+from gptoss_tools.core.history import read_metrics
 from gptoss_tools.core.runs import open_run
 from gptoss_tools.errors import ConfigError, DataError, MachineError, RunFolderError
 from gptoss_tools.settings import ResumeSettings
 from gptoss_tools.training.checkpoints import ROLLING
-from gptoss_tools.training.tracking import read_metrics
 from gptoss_tools.training.train import Interrupted, plan, train
 
 

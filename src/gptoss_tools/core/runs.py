@@ -2,6 +2,7 @@
 
     runs/NAME/ config.json versions.json metrics.jsonl completions.csv log.txt
                checkpoints/step-000020/ adapter/ outcome.json (only when finished)
+               adapter-best/ (with eval_steps) evaluation/ (gptoss evaluate)
 
 Reads and names folders; what a checkpoint holds is `training.checkpoints`' affair. Imports nothing
 heavy, so that every command can say which run it means before it loads anything.
@@ -65,6 +66,16 @@ class Run:
     @property
     def adapter_path(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def best_path(self) -> Path:
+        """The adapter with the least held-out regret; there only with eval_steps."""
+        return self.path / "adapter-best"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """Where `gptoss evaluate` writes."""
+        return self.path / "evaluation"
 
     @property
     def metrics_path(self) -> Path:
@@ -197,7 +208,7 @@ def open_run(target: str | Path = HOME / LATEST) -> Run:
             )
         return Run(parent, selected=path)
     if (path / "adapter_config.json").is_file():
-        inside = path.name == "adapter" and (parent / "config.json").is_file()
+        inside = path.name in ("adapter", "adapter-best") and (parent / "config.json").is_file()
         return Run(parent if inside else path, selected=path)
     raise RunFolderError(
         f"{path} is no run, checkpoint or adapter folder",

@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptoss_tools.core.history import invalid_share, read_metrics
 from gptoss_tools.core.publish import publish, temporary_name
 from gptoss_tools.core.runs import Run
 from gptoss_tools.models.loading import quiet
 from gptoss_tools.training.grpo import DecisionTrainer
-from gptoss_tools.training.tracking import invalid_share, read_metrics
 
 
 @dataclass(frozen=True)

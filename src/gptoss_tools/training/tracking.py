@@ -1,7 +1,7 @@
 """What a run tells: metrics.jsonl, completions.csv, and progress for whoever watches.
 
 Files are only ever appended to. After a kill, records of steps that were lost and are done again
-stay where they are: `segment` counts the starts of the run, and `read_metrics` keeps, of each
+stay where they are: `segment` counts the starts of the run, and `core.history` reads, of each
 step, what the segment that survived wrote. Elsewhere: log.txt (`logs`), trackers (`trackers`).
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from gptoss_tools.core.history import invalid_share
 from gptoss_tools.errors import RunFolderError
 
 SEED_COLUMNS = (
@@ -125,32 +126,6 @@ class Metrics(TrainerCallback):
             seconds=record["seconds"],
             eta=record["seconds"] / done * left if done > 0 else None,
         )
-
-
-def invalid_share(record: Mapping[str, Any]) -> float | None:
-    """Return the share of completions that were no action, from a metrics record."""
-    return record.get("invalid_share")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records that count, by step: those a later segment did again are dropped.
-
-    Lines that a kill cut off are skipped; a missing file is an empty list.
-    """
-    kept: list[dict[str, Any]] = []
-    if not path.exists():
-        return kept
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-                step = int(record["step"])
-            except (ValueError, KeyError, TypeError):
-                continue
-            while kept and kept[-1]["step"] >= step:
-                kept.pop()
-            kept.append(record)
-    return kept
 
 
 class CompletionLog:
