@@ -121,10 +121,12 @@ class Policy:
         decoding: DecodingSettings | None = None,
         prompt: PromptSettings | None = None,
         action_pattern: str | None = None,
+        draw_as: Sequence[int] | None = None,
     ) -> Iterator[Answer]:
         """Answer all prompts, longest first; sort by `index` for their own order.
 
-        Nothing is generated before every prompt has been checked. Row i draws from (seed, i) alone.
+        Nothing is generated before every prompt has been checked. Row i draws from (seed, i) alone,
+        or from (seed, draw_as[i]), so that a part of a table draws as it does in the whole.
         Raises DataError naming the 1-based prompt that does not fit, MachineError if a batch does
         not fit into memory.
         """
@@ -136,7 +138,8 @@ class Policy:
         for begin in range(0, len(order), decoding.batch_size):
             rows = order[begin : begin + decoding.batch_size]
             start = time.perf_counter()
-            generated = self._generate([encoded[i] for i in rows], rows, decoding)
+            known_as = rows if draw_as is None else [draw_as[i] for i in rows]
+            generated = self._generate([encoded[i] for i in rows], known_as, decoding)
             seconds = (time.perf_counter() - start) / len(rows)
             for i, ids in zip(rows, generated, strict=True):
                 yield self._read(i, ids, counts[i], pattern, seconds)
