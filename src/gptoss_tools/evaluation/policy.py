@@ -54,7 +54,7 @@ class Answer:
 
 
 def load_policy(
-    target: str | Path,
+    target: str | Path | Source,
     *,
     base: str | None = None,
     model: ModelSettings | None = None,
@@ -65,7 +65,7 @@ def load_policy(
 
     `quantized` keeps experts packed. Errors are those of `models.loading`.
     """
-    source = find_source(target, base)
+    source = target if isinstance(target, Source) else find_source(target, base)
     model = model or ModelSettings.model_validate({})
     options: dict[str, Any] = {
         "dtype": model.dtype,
