@@ -3,7 +3,8 @@
 Each row is one decision of one episode. On-path rows follow the optimal run from the start content;
 off-path rows put another content at a decision hour of the same episode, so that a policy trained
 on the table has seen where its own mistakes lead. Columns: `episode, timestep, timestamp, soc,
-prompt, optimal_action, q_action_0 .. q_action_{K-1}`. Nothing is written here.
+prompt, optimal_action, baseline_NAME of every rule, q_action_0 .. q_action_{K-1}`. Nothing is
+written here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from gptoss_tools.errors import ConfigError, DataError
+from gptoss_tools.tes.baselines import BASELINES
 from gptoss_tools.tes.plant import Plant
 from gptoss_tools.tes.prompts import write_prompt
 from gptoss_tools.tes.series import PROFILES, Series, generate
@@ -72,6 +74,12 @@ def solve_series(plant: Plant, series: Series) -> Episode:
     return Episode(series, solution, terminal)
 
 
+def check_start(plant: Plant, start_soc: float) -> None:
+    """Raise ConfigError for a start content outside the tank."""
+    if not 0 <= start_soc <= plant.capacity_kwh:
+        raise ConfigError(f"start_soc must lie in 0 to {plant.capacity_kwh:g}, not {start_soc!r}")
+
+
 def make_rows(
     plant: Plant,
     series: Series,
@@ -88,8 +96,7 @@ def make_rows(
     lowest 15 % of the tank, where the load binds, the others anywhere. Raises ConfigError for a
     start content outside the tank or a count below 0, DataError for a series that is too short.
     """
-    if not 0 <= start_soc <= plant.capacity_kwh:
-        raise ConfigError(f"start_soc must lie in 0 to {plant.capacity_kwh:g}, not {start_soc!r}")
+    check_start(plant, start_soc)
     if off_path < 0 or (on_path is not None and on_path < 0):
         raise ConfigError(f"on_path and off_path must be 0 or more, not {on_path} and {off_path}")
     solved = solve_series(plant, series)
@@ -106,6 +113,30 @@ def make_rows(
     return [_row(solved, t, soc) for t, soc in states]
 
 
+def make_series(
+    plant: Plant | None = None,
+    *,
+    profile: str | Sequence[str] = tuple(PROFILES),
+    episodes: int = 48,
+    days: int = 3,
+    seed: int = 0,
+) -> list[Series]:
+    """Generate the series of `episodes` episodes of `days` days each.
+
+    Profiles take turns if there are several. Series i is `generate(.., seed=seed + i)` and is named
+    `profile-seed`, so two calls whose ranges seed .. seed + episodes - 1 do not meet have no series
+    in common: give held-out data a seed of its own.
+    """
+    profiles = (profile,) if isinstance(profile, str) else tuple(profile)
+    if episodes < 1 or not profiles or seed < 0:
+        raise ConfigError(
+            f"episodes must be 1 or more and seed 0 or more, with a profile, not {episodes}, {seed}"
+        )
+    return [
+        generate(profiles[i % len(profiles)], days, seed + i, plant=plant) for i in range(episodes)
+    ]
+
+
 def make_dataset(
     plant: Plant | None = None,
     *,
@@ -117,24 +148,33 @@ def make_dataset(
     off_path_rows: int = 0,
     start_soc: float = 150.0,
 ) -> pd.DataFrame:
-    """Generate `episodes` episodes of `days` days each and return their rows as one table.
-
-    Profiles take turns if there are several. Episode i is the series `generate(.., seed=seed + i)`
-    and is named `profile-seed`, so tables whose ranges seed .. seed + episodes - 1 do not meet have
-    no series in common: give held-out data a seed of its own.
-    """
+    """Return the rows of generated series (see `make_series`) as one table."""
     plant = plant or Plant()
-    profiles = (profile,) if isinstance(profile, str) else tuple(profile)
-    if episodes < 1 or not profiles or seed < 0:
-        raise ConfigError(
-            f"episodes must be 1 or more and seed 0 or more, with a profile, not {episodes}, {seed}"
-        )
+    series = make_series(plant, profile=profile, episodes=episodes, days=days, seed=seed)
+    return from_series(
+        plant,
+        *series,
+        start_soc=start_soc,
+        on_path_rows=on_path_rows,
+        off_path_rows=off_path_rows,
+        seed=seed,
+    )
+
+
+def from_series(
+    plant: Plant,
+    *series: Series,
+    start_soc: float = 150.0,
+    on_path_rows: int | None = None,
+    off_path_rows: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the rows of series (see `read_all`) as one table; series i draws from seed + i."""
     rows: list[dict[str, Any]] = []
-    for i in range(episodes):
-        series = generate(profiles[i % len(profiles)], days, seed + i, plant=plant)
+    for i, one in enumerate(series):
         rows += make_rows(
             plant,
-            series,
+            one,
             start_soc=start_soc,
             on_path=on_path_rows,
             off_path=off_path_rows,
@@ -143,37 +183,19 @@ def make_dataset(
     return pd.DataFrame(rows)
 
 
-def from_series(
-    plant: Plant,
-    series: Series,
-    *,
-    start_soc: float = 150.0,
-    on_path_rows: int | None = None,
-    off_path_rows: int = 0,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Return the rows of a series of one's own (see `read_series`) as one table."""
-    return pd.DataFrame(
-        make_rows(
-            plant,
-            series,
-            start_soc=start_soc,
-            on_path=on_path_rows,
-            off_path=off_path_rows,
-            seed=seed,
-        )
-    )
-
-
 def _row(solved: Episode, t: int, soc: float) -> dict[str, Any]:
-    q = solved.solution.q(t, soc)
+    plant, series = solved.solution.plant, solved.series
     row: dict[str, Any] = {
-        "episode": solved.series.name,
+        "episode": series.name,
         "timestep": t,
-        "timestamp": solved.series.time[t].isoformat(),
+        "timestamp": series.time[t].isoformat(),
         "soc": soc,
-        "prompt": write_prompt(solved.solution.plant, solved.series, t, soc),
+        "prompt": write_prompt(plant, series, t, soc),
         "optimal_action": int(solved.solution.best(t, soc)),
     }
+    row.update(
+        {f"baseline_{name}": rule(plant, series, t, soc) for name, rule in BASELINES.items()}
+    )
+    q = solved.solution.q(t, soc)
     row.update({f"q_action_{k}": float(value) for k, value in enumerate(q)})
     return row

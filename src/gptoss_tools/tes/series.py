@@ -1,4 +1,4 @@
-"""Hourly cooling load and grid carbon intensity: generated from a seed, or read from a CSV.
+"""Hourly cooling load and grid carbon intensity: generated from a seed, or read from CSV files.
 
 Three generated days of the grid: `duck` (solar hollows out the day, a steep evening), `noon` (a
 shallow midday dip over a high night), `peak` (flat, with an afternoon peak). Load exists in the
@@ -8,6 +8,7 @@ seasons, weekends, any correlation of weather over days.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gptoss_tools.core.publish import write_text
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.tes.plant import Floats, Plant
 
@@ -98,6 +100,57 @@ def generate(
         np.array(np.concatenate(load), dtype=np.float64).round(1),
         np.array(np.concatenate(carbon), dtype=np.float64).round(3),
         name=f"{profile}-{seed}",
+    )
+
+
+def write_series(series: Series, path: str | Path) -> None:
+    """Write a CSV that `read_series` reads back as the same series; whole or not at all."""
+    lines = ["datetime,load_kw,carbon_kg_per_kwh"]
+    for time, load, carbon in zip(series.time, series.load_kw, series.carbon, strict=True):
+        lines.append(f"{time.isoformat(' ')},{float(load)!r},{float(carbon)!r}")
+    write_text(Path(path), "\n".join(lines) + "\n")
+
+
+def read_all(
+    paths: Sequence[str | Path],
+    time_column: str | None = None,
+    load_column: str | None = None,
+    carbon_column: str | None = None,
+    encoding: str = "utf-8-sig",
+) -> list[Series]:
+    """Read the CSV files under files, folders (searched recursively) and globs by `read_series`.
+
+    Sorted within each path; a file reached twice comes once. Raises DataError where a path leads to
+    no file, and for two files of one name, because a series is known by its name.
+    """
+    files: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        for file in _csv_files(path):
+            files.setdefault(file.resolve(), file)
+    named: dict[str, Path] = {}
+    for file in files.values():
+        other = named.setdefault(file.stem, file)
+        if other is not file:
+            raise DataError(
+                f"{other} and {file}: two series are named {file.stem!r}",
+                hint="a series has the name of its file: rename one, or give one",
+            )
+    columns = (time_column, load_column, carbon_column)
+    return [read_series(file, *columns, encoding) for file in files.values()]
+
+
+def _csv_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if not p.name.startswith(".")]
+    elif path.exists() or not glob.has_magic(str(path)):
+        return [path]  # a name that leads nowhere is said by read_series
+    else:
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    if found := sorted(p for p in found if p.suffix.lower() == ".csv" and p.is_file()):
+        return found
+    raise DataError(
+        f"{path}: no CSV file with hourly series",
+        hint="gptoss make-dataset --write-series FOLDER writes some",
     )
 
 
