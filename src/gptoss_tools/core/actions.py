@@ -7,6 +7,7 @@ an action is worth (core.rewards).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,6 +16,7 @@ from gptoss_tools.errors import ConfigError
 
 DEFAULT_PATTERN = r"\[([0-9]+)\]"
 _DEFAULT = re.compile(DEFAULT_PATTERN)
+_BRACKETS = re.compile(r"\[([^\[\]]*[^\[\]\s][^\[\]]*)\]")
 _INTEGER = re.compile(r"[0-9]{1,18}")
 
 
@@ -61,14 +63,25 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str]:
     return compiled
 
 
+def fold(name: str) -> str:
+    """An action's name as it is compared: white space as single spaces, no upper case."""
+    return " ".join(name.split()).casefold()
+
+
 def parse_action(
-    completion: Completion, n_actions: int | None, pattern: str | re.Pattern[str] | None = None
+    completion: Completion,
+    n_actions: int | None,
+    pattern: str | re.Pattern[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Decision:
     """Read the action from the last final message.
 
     The whole content, without surrounding white space, must match `pattern` (default `[k]`), and
-    its group must be an integer below `n_actions` (None: any integer). A generation that hit the
-    length limit is truncated whatever it holds: what would have followed is unknown.
+    its group must be an integer below `n_actions` (None: any integer). With `names` (None or empty:
+    numbered actions) the group must be one of them instead, by `fold`; the default is then the name
+    alone or in square brackets. Numbers are no answers beside names: `[2]` would mean two things as
+    soon as a name is a number. A generation that hit the length limit is truncated whatever it
+    holds: what would have followed is unknown.
     """
     if completion.stop == "none":
         return Decision(None, Reason.TRUNCATED)
@@ -77,6 +90,8 @@ def parse_action(
         return Decision(None, Reason.NO_FINAL)
     if not isinstance(pattern, re.Pattern):
         pattern = compile_pattern(pattern)
+    if names:
+        return _named(final.strip(), pattern, [fold(name) for name in names])
     match = pattern.fullmatch(final.strip())
     if match is None or match.group(1) is None:
         return Decision(None, Reason.UNPARSABLE)
@@ -88,3 +103,21 @@ def parse_action(
     if not _INTEGER.fullmatch(digits) or not (n_actions is None or int(digits) < n_actions):
         return Decision(None, Reason.OUT_OF_RANGE)
     return Decision(int(digits), Reason.OK)
+
+
+def _named(final: str, pattern: re.Pattern[str], names: list[str]) -> Decision:
+    if pattern == _DEFAULT:
+        # The whole text first: a name may itself begin and end with brackets.
+        inside = final[1:-1] if final.startswith("[") and final.endswith("]") else final
+        for said in (fold(final), fold(inside)):
+            if said in names:
+                return Decision(names.index(said), Reason.OK)
+        in_brackets = _BRACKETS.fullmatch(final) is not None
+        return Decision(None, Reason.OUT_OF_RANGE if in_brackets else Reason.UNPARSABLE)
+    match = pattern.fullmatch(final)
+    said = fold(match.group(1) or "") if match else ""
+    if not said:
+        return Decision(None, Reason.UNPARSABLE)
+    if said not in names:
+        return Decision(None, Reason.OUT_OF_RANGE)
+    return Decision(names.index(said), Reason.OK)
