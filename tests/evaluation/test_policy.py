@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from gptoss_tools.core.harmony import GENERATION_PROMPT
 from gptoss_tools.errors import DataError, RunFolderError
 from gptoss_tools.evaluation.decoding import DrawByRow, generation_config
-from gptoss_tools.evaluation.policy import as_harmony, find_source, load_policy
+from gptoss_tools.evaluation.policy import Policy, as_harmony, find_source, load_policy
 from gptoss_tools.models.loading import load_model
 from gptoss_tools.settings import DecodingSettings, PromptSettings
 
@@ -165,3 +165,41 @@ def test_an_adapter_changes_the_answers_of_its_base(untrained, policy, prompts, 
     adapted = load_policy(tmp_path / "adapter")
     assert adapted.source.base == str(untrained)
     assert [a.text for a in answers(adapted, prompts)] != [a.text for a in answers(policy, prompts)]
+
+
+class Reciter:
+    """Stands where the model stands and says the same final message to every prompt."""
+
+    def __init__(self, policy, said):
+        tokenizer, self.config, self.device = policy.tokenizer, policy.model.config, "cpu"
+        text = f"<|channel|>final<|message|>{said}<|return|>"
+        self.answer = torch.tensor(tokenizer(text)["input_ids"])
+
+    def generate(self, input_ids, **_):
+        return torch.cat([input_ids, self.answer.expand(len(input_ids), -1)], dim=1)
+
+
+def test_every_row_is_read_with_its_own_names(policy, prompts):
+    reciter = Policy(Reciter(policy, "[High]"), policy.tokenizer, policy.source)
+    names = [["low", "high"], ["high", "mid", "low"], ["on", "off"], []]
+    found = sorted(reciter.answer(prompts[:4], [2, 3, 2, 4], names=names), key=lambda a: a.index)
+    assert [(a.decision.action, str(a.decision.reason)) for a in found] == [
+        (1, "ok"),
+        (0, "ok"),
+        (None, "out_of_range"),
+        (None, "unparsable"),  # a numbered row wants [k]
+    ]
+    with pytest.raises(DataError, match="4 lists of names were given for 2 prompts"):
+        next(reciter.answer(prompts[:2], names=names))
+
+
+def test_a_stream_reads_names_too(policy, prompts):
+    reciter = Policy(Reciter(policy, "high"), policy.tokenizer, policy.source)
+    reciter._call = lambda prompts, rows, decoding, streamer, **_: (  # what generate hands over
+        streamer.put(torch.tensor(prompts)),
+        streamer.put(reciter.model.answer),
+        streamer.end(),
+    )
+    stream = reciter.stream(prompts[0], 2, names=["low", "high"])
+    assert "".join(piece for _, piece in stream) == "high"
+    assert stream.answer.decision.action == 1

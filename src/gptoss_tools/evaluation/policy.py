@@ -118,6 +118,7 @@ class Policy:
         prompts: Sequence[Prompt],
         n_actions: int | Sequence[int] | None = None,
         *,
+        names: Sequence[Sequence[str]] | None = None,
         decoding: DecodingSettings | None = None,
         prompt: PromptSettings | None = None,
         action_pattern: str | None = None,
@@ -126,13 +127,19 @@ class Policy:
         """Answer all prompts, longest first; sort by `index` for their own order.
 
         Nothing is generated before every prompt has been checked. Row i draws from (seed, i) alone,
-        or from (seed, draw_as[i]), so that a part of a table draws as it does in the whole.
+        or from (seed, draw_as[i]), so that a part of a table draws as it does in the whole. `names`
+        are each row's action names, empty where its actions are numbered.
         Raises DataError naming the 1-based prompt that does not fit, MachineError if a batch does
         not fit into memory.
         """
         decoding = decoding or DecodingSettings.model_validate({})
         pattern = compile_pattern(action_pattern)
         counts = _per_row(n_actions, len(prompts))
+        named = [()] * len(prompts) if names is None else names
+        if len(named) != len(prompts):
+            raise DataError(
+                f"names of actions were given for {len(named)} of {len(prompts)} prompts"
+            )
         encoded = [self._encode(p, i, prompt) for i, p in enumerate(prompts)]
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         for begin in range(0, len(order), decoding.batch_size):
@@ -142,13 +149,14 @@ class Policy:
             generated = self._generate([encoded[i] for i in rows], known_as, decoding)
             seconds = (time.perf_counter() - start) / len(rows)
             for i, ids in zip(rows, generated, strict=True):
-                yield self._read(i, ids, counts[i], pattern, seconds)
+                yield self._read(i, ids, counts[i], named[i], pattern, seconds)
 
     def stream(
         self,
         prompt: Prompt,
         n_actions: int | None = None,
         *,
+        names: Sequence[str] = (),
         decoding: DecodingSettings | None = None,
         settings: PromptSettings | None = None,
         action_pattern: str | None = None,
@@ -168,7 +176,7 @@ class Policy:
                     yield piece
             if piece := reader.close():
                 yield piece
-            return self._read(0, ids, n_actions, pattern, time.perf_counter() - start)
+            return self._read(0, ids, n_actions, names, pattern, time.perf_counter() - start)
 
         return Stream(pieces())
 
@@ -234,10 +242,16 @@ class Policy:
         return str(text)
 
     def _read(
-        self, index: int, ids: list[int], n_actions: int | None, pattern: Any, seconds: float
+        self,
+        index: int,
+        ids: list[int],
+        n_actions: int | None,
+        names: Sequence[str],
+        pattern: Any,
+        seconds: float,
     ) -> Answer:
         completion = parse_completion(ids, self.tokens, self._decode)
-        decision = parse_action(completion, n_actions, pattern)
+        decision = parse_action(completion, n_actions, pattern, names)
         return Answer(index, self._decode(ids), completion, decision, len(ids), seconds)
 
 
