@@ -137,9 +137,7 @@ class Policy:
         counts = _per_row(n_actions, len(prompts))
         named = [()] * len(prompts) if names is None else names
         if len(named) != len(prompts):
-            raise DataError(
-                f"names of actions were given for {len(named)} of {len(prompts)} prompts"
-            )
+            raise DataError(f"{len(named)} lists of names were given for {len(prompts)} prompts")
         encoded = [self._encode(p, i, prompt) for i, p in enumerate(prompts)]
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         for begin in range(0, len(order), decoding.batch_size):
