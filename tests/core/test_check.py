@@ -135,6 +135,33 @@ def test_an_empty_table_is_a_problem_and_a_missing_one_an_error():
         check(["nowhere.csv"])
 
 
+RULED = "prompt,n_actions,q_action_0,q_action_1,q_action_2,baseline_mine"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("2", "2 is not one of the row's actions"),  # the row has two actions: 0 and 1
+        ("-1", "-1 is not one of the row's actions"),
+        ("0.5", "0.5 is not one of the row's actions"),
+        ("inf", "inf is not one of the row's actions"),
+        ("high", "'high' is not a number"),
+    ],
+)
+def test_a_rules_column_holds_actions_of_its_row(cell, message):
+    rows = [f"{PROMPT.format(i)},2,0,1,,{mine}" for i, mine in enumerate(["1", "", cell, "0"])]
+    table("x.csv", *rows, f"{PROMPT.format(9)},3,0,1,2,2", header=RULED)
+    ruled = [p for p in found("x.csv") if p[1] == "baseline_mine"]
+    assert ruled == [(3, "baseline_mine", message)]
+
+
+def test_a_rules_column_is_no_problem_beside_rewards_alone_or_without_actions():
+    table("r.csv", f"{PROMPT},0,.5,.5", header="prompt,baseline_a,reward_action_0,reward_action_1")
+    assert not [p for p in found("r.csv") if p[1] == "baseline_a"]
+    table("p.csv", f"{PROMPT},7", header="prompt,baseline_a")
+    assert not [p for p in found("p.csv") if p[1] == "baseline_a"]
+
+
 def test_ties_may_name_any_of_the_best_actions():
     table("x.csv", f"{PROMPT},1,0.3,0.29999999999999999,.5,.5")
     assert found("x.csv") == []

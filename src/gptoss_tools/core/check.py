@@ -137,6 +137,9 @@ class _FileCheck:
                 self._check_optimal(frame, q, inside[:, : len(q_names)], first_row)
         if reward_names:
             self._check_rewards(rewards, inside[:, : len(reward_names)], reward_names, first_row)
+        if inside.shape[1]:
+            for name in (c for c in frame.columns if str(c).startswith("baseline_")):
+                self._choices(frame, name, inside, first_row)
         if q_names and reward_names:
             if len(q_names) != len(reward_names):
                 text = f"{len(q_names)} q_action but {len(reward_names)} reward_action columns"
@@ -209,21 +212,26 @@ class _FileCheck:
     def _check_optimal(
         self, frame: pd.DataFrame, q: np.ndarray, inside: np.ndarray, first_row: int
     ) -> None:
-        chosen = self._values(frame, ["optimal_action"], first_row)[:, 0]
+        index = self._choices(frame, "optimal_action", inside, first_row)
         valued = np.where(np.isnan(q) | ~inside, -np.inf, q)
         best = valued.max(axis=1)
-        given = ~np.isnan(chosen)
-        index = np.where(given & (chosen == np.floor(chosen)), chosen, -1)
-        known = (index >= 0) & (index < inside.sum(axis=1))
-        for row in np.flatnonzero(given & ~known):
-            text = f"{chosen[row]:g} is not one of the row's actions"
-            self.say(first_row + int(row), "optimal_action", text, "no such action")
-        own = valued[np.arange(len(q)), np.where(known, index, 0).astype(int)]
+        own = valued[np.arange(len(q)), np.maximum(index, 0)]
         with np.errstate(invalid="ignore"):
             worse = own < best - TOLERANCE * np.maximum(1, np.abs(best))
-        for row in np.flatnonzero(known & worse & np.isfinite(best)):
-            text = f"action {index[row]:g} is not the best: action {int(valued[row].argmax())} is"
+        for row in np.flatnonzero((index >= 0) & worse & np.isfinite(best)):
+            text = f"action {index[row]} is not the best: action {int(valued[row].argmax())} is"
             self.say(first_row + int(row), "optimal_action", text, "not the best")
+
+    def _choices(
+        self, frame: pd.DataFrame, name: str, inside: np.ndarray, first_row: int
+    ) -> np.ndarray:
+        """A column of actions [R]; -1 where it is empty or, as is noted, no action of the row."""
+        chosen = self._values(frame, [name], first_row)[:, 0]
+        known = (chosen == np.floor(chosen)) & (chosen >= 0) & (chosen < inside.sum(axis=1))
+        for row in np.flatnonzero(~known & ~np.isnan(chosen)):
+            text = f"{chosen[row]:g} is not one of the row's actions"
+            self.say(first_row + int(row), name, text, "no such action")
+        return np.where(known, chosen, -1).astype(int)
 
     def _check_stale(
         self,
