@@ -1,7 +1,8 @@
 """What a policy's answers are worth, next to what a table alone could tell.
 
 Per row: V = max Q, regret = V - Q(chosen). An invalid answer earns reward 0 and, in the headline
-regret, counts as the worst action. Confidence intervals and closed loops are not here.
+regret, counts as the worst action. This is what `generate` says of its answers, any rows in any
+order; evaluation.metrics says more, of whole tables.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from gptoss_tools.core.actions import INVALID_REASONS
 from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.errors import DataError
+from gptoss_tools.evaluation.outcomes import mean
 from gptoss_tools.evaluation.policy import Answer
+from gptoss_tools.evaluation.regrets import refuse_unknown_actions, score_rows, uniform_reward
 
 
 def baselines(table: DecisionTable) -> dict[str, Any]:
@@ -31,13 +34,12 @@ def baselines(table: DecisionTable) -> dict[str, Any]:
     if not rated.any():
         return {}
     filled = np.where(known, rewards, 0.0)
-    uniform = filled[rated].sum(axis=1) / known[rated].sum(axis=1)
     best = np.where(known, rewards, -np.inf)[rated].max(axis=1)
     beyond = np.arange(rewards.shape[1]) >= table.n_actions[:, None]
     counted = (known | beyond).sum(axis=0)
     fixed = np.where(counted > 0, filled.sum(axis=0) / np.maximum(counted, 1), -np.inf)
     return {
-        "reward_uniform": float(uniform.mean()),
+        "reward_uniform": mean(uniform_reward(rewards)),
         "reward_fixed": float(fixed.max()),
         "fixed_action": int(fixed.argmax()),
         "reward_best": float(best.mean()),
@@ -58,13 +60,7 @@ def score(answers: Iterable[Answer], table: DecisionTable) -> dict[str, Any]:
     decisions = [answer.decision for answer in answers]
     rows = np.array([answer.index for answer in answers])
     chosen = np.array([-1 if d.action is None else d.action for d in decisions])
-    if (beyond := chosen >= table.n_actions[rows]).any():
-        row = int(np.argmax(beyond))
-        raise DataError(
-            f"{table.where(int(rows[row]))}: the answer is {chosen[row]}, and there are "
-            f"{table.n_actions[rows[row]]} actions",
-            hint="read the answers with the table's own n_actions",
-        )
+    refuse_unknown_actions(table, rows, chosen)
     valid = chosen >= 0
     reasons = Counter(decision.reason for decision in decisions)
     shares = np.bincount(chosen[valid], minlength=int(table.n_actions.max())) / max(valid.sum(), 1)
@@ -78,30 +74,22 @@ def score(answers: Iterable[Answer], table: DecisionTable) -> dict[str, Any]:
     }
     if table.rewards is not None:
         earned = np.where(valid, table.rewards[rows, np.maximum(chosen, 0)], 0.0)
-        known = ~np.isnan(earned)
-        result["reward"] = float(earned[known].mean()) if known.any() else None
-        result["unknown"] = int((~known).sum())
+        result["reward"] = mean(earned)
+        result["unknown"] = int(np.isnan(earned).sum())
     if table.q is not None:
-        result |= _regrets(table.q[rows], chosen, valid)
+        result |= _regrets(table.q[rows], chosen)
     return result | baselines(table)
 
 
-def _regrets(q: np.ndarray, chosen: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
+def _regrets(q: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
     """Regrets of finite size; a row without finite Q, or an infeasible choice, has none."""
-    finite = np.isfinite(q)
-    with np.errstate(invalid="ignore"):
-        top = np.where(finite, q, -np.inf).max(axis=1)
-        worst = np.where(finite, q, np.inf).min(axis=1)
-        value = np.where(valid, q[np.arange(len(q)), np.maximum(chosen, 0)], worst)
-        regret = top - value
-    rated = finite.any(axis=1) & ~np.isnan(regret)
+    scores = score_rows(q, None, chosen, tie_tolerance=0.0)
+    rated = scores.infeasible | ~np.isnan(scores.regret)
     if not rated.any():
         return {}
-    bounded = rated & np.isfinite(regret)
-    both = bounded & valid
     return {
-        "regret": float(regret[bounded].mean()) if bounded.any() else None,
-        "regret_valid": float(regret[both].mean()) if both.any() else None,
-        "infeasible": float((rated & ~bounded).sum() / rated.sum()),
-        "top1": float((valid & (regret == 0))[rated].mean()),
+        "regret": mean(scores.regret),
+        "regret_valid": mean(scores.regret_valid),
+        "infeasible": float(scores.infeasible[rated].mean()),
+        "top1": float(scores.top1[rated].mean()),
     }
