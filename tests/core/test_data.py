@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss_tools.core.data import action_columns, as_messages, load_table
+from gptoss_tools.core.columns import action_columns
+from gptoss_tools.core.data import as_messages, load_table
 from gptoss_tools.core.harmony import render
 from gptoss_tools.errors import DataError
 
