@@ -42,7 +42,10 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "resume": declared.ResumeSettings,
     "test-adapter": declared.TestAdapterSettings,
     "generate": declared.GenerateSettings,
+    "evaluate": declared.EvaluateSettings,
     "export": declared.ExportSettings,
+    "runs": declared.RunsSettings,
+    "report": declared.ReportSettings,
     "demo": declared.DemoSettings,
     "doctor": declared.DoctorSettings,
 }
@@ -54,6 +57,7 @@ class Loaded(Generic[S]):
 
     settings: S
     origins: dict[str, str] = field(default_factory=dict)
+    line: str = ""  # the command line as it was typed
 
     @property
     def explicit(self) -> set[str]:

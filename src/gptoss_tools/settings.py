@@ -290,6 +290,7 @@ class ResumeSettings(DryRunSettings):
     run: str = Field("runs/latest", description="Run folder or checkpoint.")
     max_steps: Positive | None = Field(None, description="Train to this many steps in all.")
     save_steps: Positive | None = Field(None, description="Optimizer steps between checkpoints.")
+    eval_steps: Positive | None = Field(None, description="Optimizer steps between evaluations.")
     report_to: Literal["none", "wandb", "trackio", "tensorboard"] | None = Field(
         None, description="Experiment tracker."
     )

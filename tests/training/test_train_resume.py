@@ -257,7 +257,7 @@ def test_a_plan_of_a_resume_counts_with_what_is_changed(lab):
 def test_two_trainers_never_write_one_run(lab):
     interrupt(lab, "held", 1)
     run = open_run(lab / "held")
-    with run.lock(), pytest.raises(RunFolderError, match="is being trained by process"):
+    with run.lock(), pytest.raises(RunFolderError, match="is in use by process"):
         run_lab.go_on(lab, "held")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -28,7 +29,10 @@ COMMANDS: dict[str, str] = {
     "resume": "Go on with an interrupted run, exactly.",
     "test-adapter": "Show what an adapter answers to one prompt.",
     "generate": "Answer a prompt, or every row of a table.",
+    "evaluate": "Measure a policy on held-out decisions, with intervals and baselines.",
     "export": "Merge an adapter into its MXFP4 base checkpoint.",
+    "runs": "List runs: state, steps, held-out regret, size.",
+    "report": "Make one HTML page that shows what runs learned.",
     "config": "Show every setting of a command and where its value comes from.",
     "doctor": "Say what this machine has and what each command lacks.",
 }
@@ -104,11 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(done.code or 0) if not isinstance(done.code, str) else 2
     except KeyboardInterrupt:
         return 130
+    requests[0].line = shlex.join(["gptoss", *arguments])
     return _carry_out(requests[0])
 
 
 def _carry_out(request) -> int:
     """Load the settings, run the command, and report the only way errors are reported."""
+    from dataclasses import replace
+
     from ..console import out
     from ..errors import GptossError
     from ..load import load
@@ -121,7 +128,7 @@ def _carry_out(request) -> int:
     spec = request.command
     try:
         loaded = load(spec.settings, spec.name, flags=request.flags, config=request.config)
-        spec.run(loaded.settings, loaded)
+        spec.run(loaded.settings, replace(loaded, line=request.line))
         return 0
     except GptossError as error:
         if os.environ.get("GPTOSS_DEBUG") == "1":

@@ -127,7 +127,12 @@ def show_step(update: Callable[..., None]) -> Callable[[Any], None]:
     def show(step: Any) -> None:
         invalid = None if step.invalid is None else f"{step.invalid:.0%}"
         speed = None if step.tokens_per_second is None else round(step.tokens_per_second)
-        facts = {"reward": step.reward, "invalid": invalid, "tokens/s": speed}
+        facts = {
+            "reward": step.reward,
+            "regret": step.regret,
+            "invalid": invalid,
+            "tokens/s": speed,
+        }
         update(step.step, total=step.max_steps, **facts)
 
     return show

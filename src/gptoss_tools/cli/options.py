@@ -40,6 +40,7 @@ class Request:
     config: str | None
     mode: str
     verbose: bool
+    line: str = ""
 
 
 def command(

@@ -32,7 +32,12 @@ def resume(settings: ResumeSettings, loaded: Loaded) -> None:
         return
     with out.progress("step", None) as update:
         outcome = go_on(
-            settings, on_step=show_step(update), on_notice=out.notice, cache_dir=cache_dir()
+            settings,
+            origins=loaded.origins,
+            command=loaded.line,
+            on_step=show_step(update),
+            on_notice=out.notice,
+            cache_dir=cache_dir(),
         )
     out.result(vars(outcome))
     out.hint(f"gptoss test-adapter {outcome.run}")

@@ -36,6 +36,8 @@ def train_grpo(settings: TrainSettings, loaded: Loaded) -> None:
         outcome = train(
             settings,
             explicit=explicit,
+            origins=loaded.origins,
+            command=loaded.line,
             on_step=show_step(update),
             on_notice=out.notice,
             cache_dir=cache_dir(),

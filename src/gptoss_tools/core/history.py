@@ -1,4 +1,4 @@
-"""What a run has written about its steps, read back: metrics.jsonl.
+"""Files that only grow: lines appended whole, and metrics.jsonl read back.
 
 Imports nothing heavy: `gptoss runs` and reports read histories without loading a model's libraries.
 """
@@ -6,6 +6,7 @@ Imports nothing heavy: `gptoss runs` and reports read histories without loading 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,14 @@ def invalid_share(record: Mapping[str, Any]) -> float | None:
 
 def _place(record: Mapping[str, Any]) -> tuple[int, Any]:
     return int(record["step"]), record.get("segment")
+
+
+def append(path: Path, text: str) -> None:
+    """Append `text` in one go, so that lines of two writers cannot mix."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        data = memoryview(text.encode("utf-8", errors="replace"))
+        while data:
+            data = data[os.write(handle, data) :]
+    finally:
+        os.close(handle)

@@ -39,8 +39,8 @@ def hold(path: Path, what: str, patience: float = 2.0) -> Iterator[None]:
                 handle.seek(0)
                 holder = handle.read().strip() or "another process"
                 raise RunFolderError(
-                    f"{what} is being trained by {holder}",
-                    hint="wait for it, stop it, or start another run with --output-dir",
+                    f"{what} is in use by {holder}",
+                    hint="wait for it or stop it, or name another folder",
                 )
             time.sleep(0.05)
         handle.truncate(0)

@@ -68,6 +68,13 @@ def values(frame: pd.DataFrame, column: str) -> list[Any]:
     return [None if v is None or v is pd.NA else v for v in frame[column].tolist()]
 
 
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds no value: nothing, NaN, or a word for it (see `numbers`)."""
+    if isinstance(cell, str):
+        return cell.strip().lower() in MISSING_WORDS
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and cell != cell)
+
+
 def numbers(frame: pd.DataFrame, column: str, where: str, first_row: int = 1) -> np.ndarray:
     """One column as float64, exactly as Python's float() reads it; NaN where there is no value.
 
@@ -254,9 +261,7 @@ def _refuse_half_characters(record: dict[str, Any], place: str) -> None:
 
 
 def _number(cell: Any, where: str, row: int, column: str) -> float:
-    if cell is None or cell is pd.NA:
-        return float("nan")
-    if isinstance(cell, str) and cell.strip().lower() in MISSING_WORDS:
+    if is_missing(cell):
         return float("nan")
     try:
         if isinstance(cell, bool | list | dict):

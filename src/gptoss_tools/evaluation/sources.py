@@ -20,11 +20,16 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """What a target means: a base model by name, and perhaps an adapter folder on it."""
+    """What a target means: a base model by name, and perhaps an adapter folder on it.
+
+    `step` is the training step of the adapter and `run` its run folder, None where unknown.
+    """
 
     base: str
     adapter: Path | None
     label: str
+    step: int | None = None
+    run: Path | None = None
 
 
 def find_source(target: str | Path, base: str | None = None) -> Source:
@@ -46,7 +51,8 @@ def find_source(target: str | Path, base: str | None = None) -> Source:
     if not base and not Path(trained_on).is_dir():
         named = run.settings.get("model") or trained_on
     shown = base or run.settings.get("model") or named
-    return Source(str(named), adapter.path, f"{adapter.label}, on {shown}")
+    folder = run.path if run.config else None
+    return Source(str(named), adapter.path, f"{adapter.label}, on {shown}", adapter.step, folder)
 
 
 def _means_a_folder(path: Path) -> bool:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gptoss_tools.core.history import invalid_share, read_metrics
-from gptoss_tools.core.publish import publish, temporary_name
+from gptoss_tools.core.publish import publish, read_manifest, temporary_name
 from gptoss_tools.core.runs import Run
 from gptoss_tools.models.loading import quiet
-from gptoss_tools.training.grpo import DecisionTrainer
+
+if TYPE_CHECKING:
+    from gptoss_tools.training.grpo import DecisionTrainer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run. Rewards and shares are means over the first or last tenth of the steps."""
+    """A finished run. Rewards and shares are means over the first or last tenth of the steps.
+
+    `regret` is the last one on held-out rows and `regret_best` the least, that of the adapter in
+    `best`; None without eval_steps.
+    """
 
     run: Path
     adapter: Path
@@ -25,18 +32,21 @@ class Outcome:
     invalid_last: float | None
     seconds: float
     resumed_from: int = 0
+    best: Path | None = None
+    regret: float | None = None
+    regret_best: float | None = None
 
 
-def publish_adapter(run: Run, trainer: DecisionTrainer, steps: int) -> None:
-    """Write adapter/, whole or not at all: PEFT's files and the tokenizer's."""
-    temporary = temporary_name(run.adapter_path)
+def write_adapter(folder: Path, trainer: DecisionTrainer, **facts: Any) -> None:
+    """Write an adapter folder, whole or not at all: PEFT's files, the tokenizer's, and `facts`."""
+    temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     with quiet():
         model = trainer.accelerator.unwrap_model(trainer.model)
         # False: PEFT would otherwise ask the Hub whether the vocabulary changed.
         model.save_pretrained(str(temporary), save_embedding_layers=False)
         trainer.processing_class.save_pretrained(str(temporary))
-    publish(temporary, run.adapter_path, step=steps)
+    publish(temporary, folder, **facts)
 
 
 def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcome:
@@ -44,6 +54,8 @@ def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcom
     records = read_metrics(run.metrics_path)
     tenth = max(1, len(records) // 10)
     rewards = [r.get("reward") for r in records]
+    regrets = [r["eval_regret"] for r in records if r.get("eval_regret") is not None]
+    best = read_manifest(run.best_path)
     return Outcome(
         run=run.path,
         adapter=run.adapter_path,
@@ -53,6 +65,9 @@ def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcom
         invalid_last=_mean([invalid_share(r) for r in records[-tenth:]]),
         seconds=seconds,
         resumed_from=resumed_from,
+        best=run.best_path if best else None,
+        regret=regrets[-1] if regrets else None,
+        regret_best=best.get("regret") if best else None,
     )
 
 

@@ -44,7 +44,8 @@ from gptoss_tools.models.machine import (
 )
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.settings import ResumeSettings, TrainSettings
-from gptoss_tools.training.configuring import build_dataset, make_config
+from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
+from gptoss_tools.training.heldout import overlap
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.rewarding import DecisionReward
 from gptoss_tools.training.trackers import require_tracker
@@ -64,7 +65,10 @@ class Prepared:
     base_hash: str | None
     world_size: int
     is_main: bool
+    held_out: DecisionTable | None = None
     notes: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)  # where each setting comes from
+    command: str | None = None  # the command line
 
 
 def prepare(
@@ -107,6 +111,9 @@ def prepare(
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
     notes += _attention_notes(settings, config, device)
+    held_out = _held_out(settings, home, tokenizer, config.max_position_embeddings)
+    if held_out is not None and (shared := overlap(table.prompts, held_out)):
+        notes.append(f"{shared} of {len(held_out)} held-out prompts are trained on as well")
     return Prepared(
         settings=settings,
         rows=len(table),
@@ -118,6 +125,7 @@ def prepare(
         base_hash=fingerprint(model),
         world_size=state.num_processes,
         is_main=state.is_main_process,
+        held_out=held_out,
         notes=notes,
     )
 
@@ -192,7 +200,7 @@ def merged_settings(run: Run, changes: Mapping[str, Any]) -> TrainSettings:
 
 def resume_changes(settings: ResumeSettings) -> dict[str, Any]:
     """Return what `settings` change in the run that goes on."""
-    names = ("max_steps", "save_steps", "report_to")
+    names = ("max_steps", "save_steps", "eval_steps", "report_to")
     return {n: v for n in names if (v := getattr(settings, n)) is not None}
 
 
@@ -239,28 +247,56 @@ def plan(wanted: TrainSettings | ResumeSettings, explicit: Collection[str] = ())
     }
 
 
+def _held_out(
+    settings: TrainSettings, home: str | None, tokenizer: PreTrainedTokenizerFast, room: int
+) -> DecisionTable | None:
+    """Read the held-out tables if the run is to be measured on them."""
+    if settings.eval_steps is None:
+        return None
+    table = _read(settings, settings.eval_data, home)
+    if table.q is None:
+        raise DataError(
+            f"{', '.join(settings.eval_data)} holds no q_action columns to measure regret by",
+            hint="name other tables with --eval-data",
+        )
+    lengths = [len(ids) for ids in tokenize(tokenizer, table.prompts)]
+    if max(lengths) >= room:
+        row = lengths.index(max(lengths))
+        raise DataError(
+            f"{table.where(row)}: the prompt has {lengths[row]} tokens, and the model reads {room} "
+            "in all"
+        )
+    return table
+
+
 def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
-    """Read the tables; paths that are not here but where the run began are taken from there."""
-    paths = settings.data
+    """Read the tables to train on."""
+    table = _read(settings, settings.data, home)
+    if table.rewards is None:
+        paths = settings.data
+        raise DataError(
+            f"{', '.join(paths)} hold Q values but no reward columns",
+            hint="gptoss calc-reward " + " ".join(paths),
+        )
+    return table
+
+
+def _read(settings: TrainSettings, paths: list[str], home: str | None) -> DecisionTable:
+    """Read tables; paths that are not here but where the run began are taken from there."""
     if home is not None:
         paths = [
             str(Path(home) / p) if not glob.glob(p) and glob.glob(str(Path(home) / p)) else p
             for p in paths
         ]
-    table = load_table(
+    return load_table(
         paths,
         encoding=settings.encoding,
         delimiter=settings.delimiter,
         date=settings.date,
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
+        actions=settings.actions,
     )
-    if table.rewards is None:
-        raise DataError(
-            f"{', '.join(paths)} hold Q values but no reward columns",
-            hint="gptoss calc-reward " + " ".join(paths),
-        )
-    return table
 
 
 def _memory(settings: TrainSettings) -> int | None:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from gptoss_tools.core.claims import claim
+from gptoss_tools.core.history import append
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.core.runs import Run
 from gptoss_tools.models.machine import resolve_device
 from gptoss_tools.models.survey import version_of
 from gptoss_tools.training.checkpoints import check_resumable
 from gptoss_tools.training.preparation import Prepared
-from gptoss_tools.training.tracking import append
 
 PACKAGES = (
     *("gptoss-tools", "torch", "transformers", "trl", "peft", "accelerate"),
@@ -58,7 +58,8 @@ def go_on(run: Run, prepared: Prepared, reached: int, allow_changes: bool) -> li
     for name in sorted(set(before) & set(now) - {"git"}):
         if before[name] != now[name]:
             notes.append(f"{name} was {before[name]} and is {now[name]}: bits may differ")
-    write_json(run.config_path, {**run.config, **_facts(prepared)})
+    origins = {**run.config.get("origins", {}), **prepared.origins}
+    write_json(run.config_path, {**run.config, "origins": origins, **_facts(prepared)})
     write_json(run.path / "versions.json", now)
     return notes
 
@@ -85,6 +86,7 @@ def count_start(run: Run, prepared: Prepared, reached: int) -> int:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": platform.node(),
         "max_steps": prepared.settings.max_steps,
+        "command": prepared.command,
     }
     append(path, json.dumps(line, ensure_ascii=False) + "\n")
     return segment
@@ -96,6 +98,7 @@ def config(prepared: Prepared) -> dict[str, Any]:
         "command": "train-grpo",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "cwd": os.getcwd(),
+        "origins": prepared.origins,
         **_facts(prepared),
     }
 
@@ -124,6 +127,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
             "rows": prepared.rows,
             "dropped": prepared.dropped,
         },
+        "eval_data": None if prepared.held_out is None else {"rows": len(prepared.held_out)},
         "settings": prepared.settings.model_dump(mode="json"),
     }
 

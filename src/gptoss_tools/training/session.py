@@ -23,7 +23,8 @@ from gptoss_tools.models.loading import load_model
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.flow import Flow, Interrupted, StopSignals
 from gptoss_tools.training.grpo import DecisionTrainer, make_config
-from gptoss_tools.training.outcome import Outcome, publish_adapter, summarize
+from gptoss_tools.training.heldout import HeldOut
+from gptoss_tools.training.outcome import Outcome, summarize, write_adapter
 from gptoss_tools.training.preparation import Prepared
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.records import count_start
@@ -73,7 +74,13 @@ def run_session(
                 weight_decay=settings.weight_decay,
             )
             callbacks.append(flow)
+            held_out = None
+            if prepared.held_out is not None:
+                held_out = HeldOut(run, prepared.held_out, settings)
+                callbacks.append(held_out)
             trainer = _trainer(run, prepared, completions, callbacks, allow_changes, cache_dir)
+            if held_out is not None:
+                held_out.trainer = trainer
         if prepared.is_main:
             _point_latest(run, notice)
         try:
@@ -107,7 +114,7 @@ def run_session(
         if flow.interrupted and steps < settings.max_steps:
             raise interruption(run, settings)
         if prepared.is_main:
-            publish_adapter(run, trainer, steps)
+            write_adapter(run.adapter_path, trainer, step=steps)
             outcome = summarize(run, steps, time.monotonic() - started, reached)
             figures = {k: v for k, v in vars(outcome).items() if not isinstance(v, Path)}
             write_json(run.outcome_path, figures)

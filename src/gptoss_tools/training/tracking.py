@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from gptoss_tools.core.history import invalid_share
+from gptoss_tools.core.history import append, invalid_share
 from gptoss_tools.errors import RunFolderError
 
 SEED_COLUMNS = (
@@ -37,13 +37,17 @@ COLUMNS = (*SEED_COLUMNS, "reason", "segment")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a step; `eta` and `seconds` in seconds, None where unknown."""
+    """Where training stands after a step; `eta` and `seconds` in seconds, None where unknown.
+
+    `regret` is the newest on held-out rows.
+    """
 
     step: int
     max_steps: int
     loss: float | None = None
     reward: float | None = None
     invalid: float | None = None
+    regret: float | None = None
     mean_length: float | None = None
     tokens_per_second: float | None = None
     seconds: float = 0.0
@@ -68,6 +72,7 @@ class Metrics(TrainerCallback):
         self.started = self.last = clock()
         self.last_tokens: float | None = None
         self.records: list[dict[str, Any]] = []
+        self.regret: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the clocks; close a line that a kill cut off."""
@@ -92,11 +97,24 @@ class Metrics(TrainerCallback):
         """Write the record of this step; the summary at the end of training is no step."""
         if not logs or "train_runtime" in logs:
             return
+        if "eval_regret" in logs:
+            self._evaluated(state, logs)
+            return
         record = self._record(state, logs)
         self.records.append(record)
-        append(self.path, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._write(record)
         if self.on_step is not None:
             self.on_step(self._progress(record, state.max_steps))
+
+    def _evaluated(self, state, logs: Mapping[str, Any]) -> None:
+        """Write the figures of held-out rows; the time they took is not the step's."""
+        self.regret = number(logs["eval_regret"])
+        self.last += logs.get("eval_seconds", 0.0)
+        record = {"step": state.global_step, "segment": self.segment}
+        self._write(record | {name.replace("/", "_"): number(v) for name, v in logs.items()})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        append(self.path, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _record(self, state, logs: Mapping[str, Any]) -> dict[str, Any]:
         now = self.clock()
@@ -121,6 +139,7 @@ class Metrics(TrainerCallback):
             loss=record.get("loss"),
             reward=record.get("reward"),
             invalid=invalid_share(record),
+            regret=self.regret,
             mean_length=record.get("completions_mean_length"),
             tokens_per_second=record.get("tokens_per_second"),
             seconds=record["seconds"],
@@ -174,17 +193,6 @@ class CompletionLog:
             )
         if quoted or last != b"\n":  # a kill cut the last row off: close it, keep its text
             append(self.path, ('"' if quoted else "") + "\n")
-
-
-def append(path: Path, text: str) -> None:
-    """Append `text` in one go, so that lines of two writers cannot mix."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        data = memoryview(text.encode("utf-8", errors="replace"))
-        while data:
-            data = data[os.write(handle, data) :]
-    finally:
-        os.close(handle)
 
 
 def number(value: Any) -> Any:

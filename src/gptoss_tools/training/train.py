@@ -8,7 +8,8 @@ What happens once the model loads: `session`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def train(
     settings: TrainSettings,
     *,
     explicit: Collection[str] = (),
+    origins: Mapping[str, str] | None = None,
+    command: str | None = None,
     on_step: Callable[[Progress], None] | None = None,
     on_notice: Notice | None = None,
     cache_dir: Path | None = None,
@@ -40,15 +43,19 @@ def train(
     """Train a new run, or go on with `settings.resume`; return where the adapter is.
 
     `explicit` names the settings the user gave: with `resume` only these may differ from the run's
-    own. Raises DataError, ConfigError, RunFolderError or MachineError before anything loads,
+    own. `origins` (where each setting comes from) and the `command` line are kept in the run
+    folder. Raises DataError, ConfigError, RunFolderError or MachineError before anything loads,
     TrainingError afterwards, Interrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM.
     """
     if settings.resume is not None:
         run = open_run(settings.resume)
         changes = {name: getattr(settings, name) for name in explicit}
-        return _go_on(run, changes, settings.allow_changes, on_step, on_notice, cache_dir)
+        known = {name: (origins or {}).get(name, "given") for name in changes}
+        told = Told(known, command, on_step, on_notice)
+        return _go_on(run, changes, settings.allow_changes, told, cache_dir)
     notice = _speaker(settings.device, on_notice)
     prepared = prepare(settings, cache_dir=cache_dir)
+    prepared = replace(prepared, origins=dict(origins or {}), command=command)
     for note in prepared.notes:
         notice(note)
     run = from_main(lambda: begin(prepared))
@@ -69,6 +76,8 @@ def train(
 def resume(
     settings: ResumeSettings,
     *,
+    origins: Mapping[str, str] | None = None,
+    command: str | None = None,
     on_step: Callable[[Progress], None] | None = None,
     on_notice: Notice | None = None,
     cache_dir: Path | None = None,
@@ -80,19 +89,30 @@ def resume(
     """
     run = open_run(settings.run)
     changes = resume_changes(settings)
-    return _go_on(run, changes, settings.allow_changes, on_step, on_notice, cache_dir)
+    known = {name: (origins or {}).get(name, "given") for name in changes}
+    told = Told(known, command, on_step, on_notice)
+    return _go_on(run, changes, settings.allow_changes, told, cache_dir)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the caller said of this start and wants to hear of it."""
+
+    origins: dict[str, str]
+    command: str | None
+    on_step: Callable[[Progress], None] | None
+    on_notice: Notice | None
 
 
 def _go_on(
     run: Run,
     changes: dict[str, Any],
     allow_changes: bool,
-    on_step: Callable[[Progress], None] | None,
-    on_notice: Notice | None,
+    told: Told,
     cache_dir: Path | None,
 ) -> Outcome:
     settings = merged_settings(run, changes)
-    state, notice = join(settings.device), _speaker(settings.device, on_notice)
+    state, notice = join(settings.device), _speaker(settings.device, told.on_notice)
     with _held(run), _logged(run, notice):
         if state.is_main_process:
             sweep(run.path)
@@ -102,6 +122,7 @@ def _go_on(
         reached = point.step if point else 0
         _check_room(run, settings, reached)
         prepared = prepare(settings, cache_dir=cache_dir, home=run.config.get("cwd"))
+        prepared = replace(prepared, origins=told.origins, command=told.command)
         before = run.settings.get("max_steps", settings.max_steps)
         notes = from_main(lambda: go_on(run, prepared, reached, allow_changes))
         if note := schedule_note(before, settings.max_steps, reached, settings.lr_scheduler_type):
@@ -118,7 +139,7 @@ def _go_on(
             point.path if point else None,
             fresh=False,
             allow_changes=allow_changes,
-            on_step=on_step,
+            on_step=told.on_step,
             notice=notice,
             cache_dir=cache_dir,
         )

@@ -1,0 +1,227 @@
+"""evaluate: answer held-out rows, put the answers beside the base model and the table's own rules.
+
+docs/evaluation.md says what is written. What can be refused before a model loads is in `work`,
+metrics are in `metrics`, the plant's part in `closed_loop`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.core.locks import hold
+from gptoss_tools.core.publish import write_json
+from gptoss_tools.errors import RunFolderError
+from gptoss_tools.evaluation import closed_loop
+from gptoss_tools.evaluation.interview import Interview, choices
+from gptoss_tools.evaluation.journal import NAME as JOURNAL
+from gptoss_tools.evaluation.journal import Journal
+from gptoss_tools.evaluation.metrics import assess
+from gptoss_tools.evaluation.policy import Policy, load_policy
+from gptoss_tools.evaluation.records import decision_rows, write_lines
+from gptoss_tools.evaluation.sources import Source
+from gptoss_tools.evaluation.work import Work, baselines_of
+from gptoss_tools.models.loading import resolve_model
+from gptoss_tools.models.snapshot import fingerprint
+from gptoss_tools.models.survey import version_of
+from gptoss_tools.settings import EvaluateSettings
+from gptoss_tools.tes.plant import Plant
+
+EVALUATION, DECISIONS, LOOP = "evaluation.json", "decisions.jsonl", "closed_loop.jsonl"
+PACKAGES = ("gptoss-tools", "torch", "transformers", "peft", "numpy")
+# What an answer depends on besides the weights and the prompt.
+DECODING = (
+    *("sample", "temperature", "top_p", "top_k", "max_new_tokens", "seed"),
+    *("action_pattern", "dtype", "quantized"),
+)
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    work: Work,
+    *,
+    on_progress: Progress | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    cache_dir: Path | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Do the work, going on where an interrupted one stopped; write and return evaluation.json.
+
+    Raises RunFolderError where the folder holds something else, and as `load_policy`.
+    """
+    settings, table = work.settings, work.table
+    notice = on_notice or (lambda message: None)
+    started = time.monotonic()
+    with _folder(work) as folder:
+        plan, base_sha = _plan(work, cache_dir)
+        journal = Journal(folder, plan)
+        if len(journal):
+            notice(f"{len(journal)} answers are in {folder / JOURNAL} already")
+        done = [0]
+
+        def tick(count: int) -> None:
+            done[0] += count
+            if on_progress is not None:
+                on_progress(done[0], work.questions)
+
+        ask = functools.partial(_interview, journal=journal, settings=settings, tick=tick)
+        load = _loader(work.source, settings, cache_dir)
+        base_rows = base_driver = None
+        apart = work.base is not None and work.base is not work.source
+        if work.base is not None:
+            own = _loader(work.base, settings, cache_dir) if apart else load
+            base = ask(f"base {base_sha[:12]}", own, bare=not apart)
+            base_rows, base_driver = base.rows(table), _driver(base, work.plant)
+            if apart and work.series:
+                # Its answers go into the journal, so that both models are never held at once.
+                closed_loop.drive(
+                    work.plant, work.series, settings.start_soc, {"base": base_driver}
+                )
+                done[0] -= sum(closed_loop.decisions(work.plant, s) for s in work.series)
+            if apart:
+                own.cache_clear()
+                gc.collect()
+        policy = ask("policy", load)
+        greedy = policy.rows(table)
+        draws = [policy.rows(table, draw) for draw in range(settings.samples)]
+        baselines = baselines_of(table)
+        result = {
+            "format": 1,
+            "target": str(settings.target),
+            "label": work.source.label,
+            "policy_sha256": plan["policy_sha256"],
+            "step": work.source.step,
+            "base": None if work.base is None else work.base.base,
+            "data": list(settings.data),
+            "data_sha256": plan["data_sha256"],
+            "action_names": _common_names(table),
+            **assess(
+                table,
+                choices(greedy),
+                base=None if base_rows is None else choices(base_rows),
+                baselines=baselines,
+                samples=[choices(draw) for draw in draws],
+                episodes=work.episodes,
+                tie_tolerance=settings.tie_tolerance,
+                seed=settings.seed,
+            ),
+            "kg_co2": None,
+            "closed_loop": None,
+        }
+        if result["sampled"] is not None:
+            result["sampled"] |= {"temperature": settings.temperature, "top_p": settings.top_p}
+        if work.series:
+            drivers = {"policy": _driver(policy, work.plant)}
+            if base_driver is not None:
+                drivers["base"] = base_driver
+            loop = closed_loop.drive(
+                work.plant, work.series, settings.start_soc, drivers, seed=settings.seed
+            )
+            result |= loop.summary()
+            write_lines(folder / LOOP, loop.hours())
+        records = [*greedy, *(base_rows or []), *(r for draw in draws for r in draw)]
+        result |= {
+            "tokens": {"mean": float(np.mean([r["tokens"] for r in greedy]))},
+            "seconds": float(sum(r["seconds"] for r in records)),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": command,
+            "versions": {name: version_of(name) for name in PACKAGES},
+        }
+        rows = decision_rows(
+            table,
+            greedy,
+            base=base_rows,
+            draws=draws,
+            baselines=baselines,
+            episodes=work.episodes,
+            tie_tolerance=settings.tie_tolerance,
+        )
+        write_lines(folder / DECISIONS, rows)
+        write_json(folder / EVALUATION, result)
+    notice(f"decoded in {time.monotonic() - started:.0f} s")
+    return result
+
+
+def _plan(work: Work, cache_dir: Path | None) -> tuple[dict[str, Any], str]:
+    """Return what the journal depends on, and the hash of the base's weights ("" without one)."""
+    settings, table = work.settings, work.table
+
+    def weights(source: Source) -> str:
+        name = resolve_model(source.base, cache_dir=cache_dir)
+        return fingerprint(name) or hashlib.sha256(name.encode()).hexdigest()
+
+    policy = weights(work.source)
+    base = "" if work.base is None else weights(work.base)
+    if work.source.adapter is not None:
+        file = work.source.adapter / "adapter_model.safetensors"
+        if not file.is_file():
+            raise RunFolderError(f"{work.source.adapter} has no adapter_model.safetensors")
+        policy = hashlib.sha256(policy.encode() + file.read_bytes()).hexdigest()
+    digest = hashlib.sha256(table.sha256.encode())
+    if table.q is not None:
+        digest.update((table.q + 0.0).astype("<f8").tobytes())
+    plan = {name: getattr(settings, name) for name in DECODING}
+    return {"policy_sha256": policy, "data_sha256": digest.hexdigest(), **plan}, base
+
+
+@contextlib.contextmanager
+def _folder(work: Work) -> Iterator[Path]:
+    """Make and hold the folder; with `overwrite`, remove what an older evaluation left in it."""
+    folder = work.folder
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file, not a folder", hint="name a folder with --out")
+    ours = (JOURNAL, EVALUATION, DECISIONS, LOOP)
+    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).exists()
+    if foreign and not all(p.name.startswith(".") for p in folder.iterdir()):
+        raise RunFolderError(f"{folder} is not empty", hint="name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be made: {error.strerror}") from error
+    with hold(folder / ".lock", str(folder)):
+        if work.settings.overwrite:
+            for name in ours:
+                (folder / name).unlink(missing_ok=True)
+        yield folder
+
+
+def _loader(source: Source, settings: EvaluateSettings, cache_dir: Path | None) -> Any:
+    @functools.cache
+    def load() -> Policy:
+        return load_policy(
+            source, model=settings, quantized=settings.quantized, cache_dir=cache_dir
+        )
+
+    return load
+
+
+def _interview(
+    who: str, load: Callable[[], Policy], *, bare: bool = False, **shared: Any
+) -> Interview:
+    return Interview(who, load, bare=bare, **shared)
+
+
+def _driver(interview: Interview, plant: Plant) -> closed_loop.Ask:
+    def ask(questions: Sequence[closed_loop.Question]) -> list[tuple[int | None, str]]:
+        named = [(f"{q.series}/{q.t}", q.prompt) for q in questions]
+        records = interview.prompts(named, plant.n_actions)
+        return [(record["action"], record["reason"]) for record in records]
+
+    return ask
+
+
+def _common_names(table: DecisionTable) -> list[str] | None:
+    """Return the actions' names where all rows share one list."""
+    if not table.names or any(names != table.names[0] for names in table.names):
+        return None
+    return list(table.names[0])

@@ -1,0 +1,152 @@
+"""What an evaluation needs before a model loads: tables, series, whom to ask, where to write.
+
+Everything that can be refused is refused here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.core.tables import is_missing
+from gptoss_tools.errors import ConfigError, DataError
+from gptoss_tools.evaluation import closed_loop
+from gptoss_tools.evaluation.metrics import Choices
+from gptoss_tools.evaluation.sources import Source, find_source
+from gptoss_tools.settings import EvaluateSettings
+from gptoss_tools.tes.plant import Plant
+from gptoss_tools.tes.series import Series
+
+HOME = Path("evaluations")
+BASELINE = "baseline_"
+ROW = "row"
+
+
+@dataclass(frozen=True)
+class Work:
+    """An evaluation that can begin: what is asked of whom, and where it is written."""
+
+    settings: EvaluateSettings
+    source: Source
+    base: Source | None
+    table: DecisionTable
+    episodes: list[str] | None
+    series: list[Series]
+    plant: Plant
+    folder: Path
+
+    @property
+    def questions(self) -> int:
+        """How many answers it takes in all."""
+        rows = len(self.table) * (1 + self.settings.samples + (self.base is not None))
+        hours = sum(closed_loop.decisions(self.plant, series) for series in self.series)
+        return rows + hours * (1 + (self.base is not None))
+
+
+def prepare(settings: EvaluateSettings, on_model: str | None = None) -> Work:
+    """Check everything that can be checked without a model; `on_model` replaces an adapter's base.
+
+    Raises RunFolderError for a target that is not there, DataError for tables or series.
+    """
+    source = find_source(settings.target, on_model)
+    table = load_table(
+        settings.data,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        date=settings.date,
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+        actions=settings.actions,
+    )
+    if table.q is None:
+        raise DataError(
+            f"{', '.join(settings.data)} has no q_action columns",
+            hint="regret needs the value of every action: q_action_0, q_action_1, ...",
+        )
+    plant = Plant(
+        levels=tuple(settings.levels),
+        rated_kw=settings.rated_kw,
+        cop=settings.cop,
+        capacity_kwh=settings.capacity_kwh,
+        loss=settings.loss,
+        penalty=settings.penalty,
+    )
+    columns = (settings.time_column, settings.load_column, settings.carbon_column)
+    series = closed_loop.read_all(settings.closed_loop, *columns, settings.series_encoding)
+    return Work(
+        settings=settings,
+        source=source,
+        base=_base(settings, source),
+        table=table,
+        episodes=episodes_of(table, settings.episode_column),
+        series=series,
+        plant=plant,
+        folder=Path(settings.out) if settings.out else default_folder(source, settings.target),
+    )
+
+
+def episodes_of(table: DecisionTable, column: str) -> list[str] | None:
+    """Return each row's episode, None for `row` (every row alone); DataError without the column."""
+    if column == ROW:
+        return None
+    if column not in table.columns:
+        raise DataError(
+            f"the tables have no column {column}: rows of one episode are correlated, and the "
+            "confidence intervals must know them",
+            hint="--episode-column names another column; --episode-column row: rows stand alone",
+        )
+    cells = table.columns[column].tolist()
+    for row, cell in enumerate(cells):
+        if is_missing(cell):
+            raise DataError(f"{table.where(row)}, column {column}: the episode has no name")
+    return [str(cell) for cell in cells]
+
+
+def baselines_of(table: DecisionTable) -> dict[str, Choices]:
+    """Return what the table's own rules chose: its columns `baseline_NAME`; empty is no choice."""
+    found: dict[str, Choices] = {}
+    for column in map(str, table.columns.columns):
+        if not column.startswith(BASELINE):
+            continue
+        actions = np.full(len(table), -1, dtype=np.int64)
+        for row, cell in enumerate(table.columns[column].tolist()):
+            if is_missing(cell):
+                continue
+            actions[row] = _index(cell, int(table.n_actions[row]), table.where(row), column)
+        found[column.removeprefix(BASELINE)] = Choices.of(actions)
+    return found
+
+
+def default_folder(source: Source, target: str) -> Path:
+    """Return where an evaluation goes: into the run, or evaluations/NAME for anything else."""
+    whole_run = source.run is not None and source.adapter is not None
+    if whole_run and source.adapter != Path(target):
+        return source.run / "evaluation"
+    parts = [part for part in Path(target).parts if part not in ("/", "..", ".")]
+    return HOME / "-".join(parts[-3:] or ["model"])
+
+
+def _index(cell: Any, n_actions: int, where: str, column: str) -> int:
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not (number.is_integer() and 0 <= number < n_actions):
+        raise DataError(f"{where}, column {column}: {cell!r} is not one of the row's actions")
+    return int(number)
+
+
+def _base(settings: EvaluateSettings, source: Source) -> Source | None:
+    """Return what to compare with: the source itself, its adapter put aside, or another model."""
+    if not settings.compare_base:
+        return None
+    if settings.base is not None:
+        other = find_source(settings.base)
+        if other.adapter is not None:
+            raise ConfigError(f"`base` is {settings.base}, an adapter: name a model")
+        return source if source.adapter and other.base == source.base else other
+    return source if source.adapter is not None else None
