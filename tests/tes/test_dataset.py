@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from gptoss_tools.errors import ConfigError, DataError
-from gptoss_tools.tes.dataset import from_series, make_dataset, make_rows, solve_series
+from gptoss_tools.tes.baselines import BASELINES
+from gptoss_tools.tes.dataset import (
+    from_series,
+    make_dataset,
+    make_rows,
+    make_series,
+    solve_series,
+)
 from gptoss_tools.tes.plant import Plant
 from gptoss_tools.tes.series import Series, generate, read_series
 
@@ -19,7 +26,9 @@ def boltzmann(q, tau=0.05):
 def test_columns_counts_and_seeds_are_as_promised():
     table = make_dataset(episodes=4, days=2, seed=7, on_path_rows=5, off_path_rows=3)
     assert list(table.columns) == [
-        "episode", "timestep", "timestamp", "soc", "prompt", "optimal_action", *Q4
+        "episode", "timestep", "timestamp", "soc", "prompt", "optimal_action",
+        "baseline_greedy", "baseline_load_following", "baseline_night", "baseline_solar",
+        "baseline_plan", *Q4,
     ]  # fmt: skip
     assert list(table.episode.unique()) == ["duck-7", "noon-8", "peak-9", "duck-10"]
     assert (table.groupby("episode").size() == 8).all()
@@ -52,6 +61,23 @@ def test_every_value_is_the_exact_one_and_the_best_is_best():
         assert np.array_equal(q[i], solution.q(row.timestep, row.soc))
         assert q[i][row.optimal_action] >= q[i].max() - 1e-9
     assert (table.soc < 0.15 * 120).sum() >= 14  # every third of 40 is drawn there
+
+
+def test_every_rule_stands_beside_its_row():
+    plant, series = Plant(), generate("duck", 2, 3)
+    table = from_series(plant, series, off_path_rows=20, seed=1)
+    for name, rule in BASELINES.items():
+        expected = [rule(plant, series, r.timestep, r.soc) for r in table.itertuples()]
+        assert table[f"baseline_{name}"].tolist() == expected
+        assert table[f"baseline_{name}"].dtype == np.int64
+
+
+def test_several_series_become_one_table_as_the_generator_makes_it():
+    plant = Plant()
+    series = make_series(plant, episodes=3, days=1, seed=5)
+    assert [one.name for one in series] == ["duck-5", "noon-6", "peak-7"]
+    whole = make_dataset(plant, episodes=3, days=1, seed=5, off_path_rows=4)
+    assert from_series(plant, *series, off_path_rows=4, seed=5).equals(whole)
 
 
 def test_the_shipped_shape_has_stakes():

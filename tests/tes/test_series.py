@@ -1,11 +1,22 @@
 """Generated series keep their promises; a user's CSV is read or refused in one sentence."""
 
+from datetime import datetime, timedelta
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.tes.plant import Plant
-from gptoss_tools.tes.series import PROFILES, generate, read_series
+from gptoss_tools.tes.series import (
+    PROFILES,
+    Series,
+    generate,
+    read_all,
+    read_series,
+    write_series,
+)
 
 ROWS = [(f"2025-07-01 {h:02d}:00:00", f"{0.3 + h / 100:.2f}", f"{h}.5") for h in range(24)]
 
@@ -109,3 +120,76 @@ def test_no_file_and_no_such_encoding_are_said(tmp_path):
         read_series(tmp_path / "none.csv")
     with pytest.raises(ConfigError, match="klingon"):
         read_series(write(tmp_path / "x.csv"), encoding="klingon")
+
+
+def same(one, other):
+    return (
+        one.name == other.name
+        and one.time == other.time
+        and np.array_equal(one.load_kw, other.load_kw)
+        and np.array_equal(one.carbon, other.carbon)
+    )
+
+
+@given(
+    hours=st.lists(st.tuples(st.floats(0, 1e6), st.floats(-1e3, 1e3)), min_size=1, max_size=6),
+    start=st.datetimes(datetime(1990, 1, 1), datetime(2090, 1, 1)),
+)
+def test_what_is_written_reads_back_to_the_last_bit(tmp_path_factory, hours, start):
+    time = tuple(start + timedelta(hours=i) for i in range(len(hours)))
+    load, carbon = (np.array(column) for column in zip(*hours, strict=True))
+    path = tmp_path_factory.mktemp("series") / "any.csv"
+    write_series(Series(time, load, carbon, "any"), path)
+    assert same(read_series(path), Series(time, load, carbon, "any"))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_generated_series_is_the_same_from_its_file(tmp_path, profile):
+    series = generate(profile, 2, 12)
+    write_series(series, tmp_path / f"{series.name}.csv")
+    assert same(read_series(tmp_path / f"{series.name}.csv"), series)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{series.name}.csv"]
+
+
+def test_files_folders_and_globs_are_read_once_each_in_order(tmp_path):
+    for name in ("b", "a", "deep/c", ".git/e"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / f"{name}.csv")
+    (tmp_path / ".tmp-1-d.csv").write_text("half")
+    (tmp_path / "notes.txt").write_text("no series")
+
+    def names(*paths):
+        return [series.name for series in read_all([tmp_path / path for path in paths])]
+
+    assert names("") == ["a", "b", "c"]
+    assert names("b.csv", "") == ["b", "a", "c"]
+    assert names("*.csv") == ["a", "b"]
+    assert names("**/*.csv", "deep") == ["a", "b", "c"]
+    header = ("when", "grid", "need")
+    write(tmp_path / "named.csv", header=header, encoding="cp932")
+    [series] = read_all([tmp_path / "named.csv"], "when", "need", "grid", "cp932")
+    assert series.load_kw[3] == 3.5
+
+
+def test_paths_without_series_and_two_series_of_one_name_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in ("empty", "empty/*.csv"):
+        with pytest.raises(DataError, match="no CSV file with hourly series") as error:
+            read_all([tmp_path / path])
+        assert "--write-series" in error.value.hint
+    with pytest.raises(DataError, match=r"none\.csv: there is no such file"):
+        read_all([tmp_path / "none.csv"])
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "june.csv")
+    with pytest.raises(DataError, match=r"one/june\.csv and .*two/june\.csv: .*named 'june'"):
+        read_all([tmp_path / "one", tmp_path / "two" / "june.csv"])
+
+
+def test_text_in_a_number_names_file_row_and_column(tmp_path):
+    rows = [*ROWS[:5], (ROWS[5][0], "about 0.3", "5.5"), *ROWS[6:]]
+    with pytest.raises(DataError) as error:
+        read_all([write(tmp_path / "text.csv", rows)])
+    assert str(error.value) == (
+        f"{tmp_path / 'text.csv'}: row 6, column 'carbon': 'about 0.3' is not a number"
+    )

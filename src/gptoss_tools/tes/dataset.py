@@ -51,8 +51,8 @@ class Episode:
         return float(run.reward.sum() + self.terminal_value * run.soc[-1])
 
 
-def solve_series(plant: Plant, series: Series) -> Episode:
-    """Cut the episode out of a series and solve it; DataError if there are fewer than two days."""
+def episode_length(plant: Plant, series: Series) -> int:
+    """Return T, up to the close of the last day but one; DataError if something is missing."""
     day, hours = series.day, series.hours
     if day[-1] < 1:
         raise DataError(
@@ -67,9 +67,16 @@ def solve_series(plant: Plant, series: Series) -> Episode:
             f"{series.name}: a decision hour is missing on the last day or before it",
             hint=f"decision hours are {plant.decision_hours[0]} to {plant.decision_hours[-1]}",
         )
+    return length
+
+
+def solve_series(plant: Plant, series: Series) -> Episode:
+    """Cut the episode out of a series and solve it; DataError if there are fewer than two days."""
+    length = episode_length(plant, series)
+    last_day = (series.day == series.day[-1]) & plant.decides(series.hours)
     terminal = terminal_value_per_kwh(plant, series.carbon[last_day])
     solution = solve(
-        plant, series.load_kw[:length], series.carbon[:length], hours[:length], terminal
+        plant, series.load_kw[:length], series.carbon[:length], series.hours[:length], terminal
     )
     return Episode(series, solution, terminal)
 

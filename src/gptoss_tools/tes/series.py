@@ -141,7 +141,8 @@ def read_all(
 
 def _csv_files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = [p for p in path.rglob("*") if not p.name.startswith(".")]
+        below = ((p, p.relative_to(path).parts) for p in path.rglob("*"))
+        found = [p for p, parts in below if not any(part.startswith(".") for part in parts)]
     elif path.exists() or not glob.has_magic(str(path)):
         return [path]  # a name that leads nowhere is said by read_series
     else:
