@@ -43,6 +43,8 @@ def test_greedy_weighs_this_hours_penalty_against_this_hours_carbon(soc, level):
 def test_greedy_takes_the_lowest_of_levels_that_cost_the_same():
     assert chosen("greedy", 3, 100.0, carbon=0.0) == 0
     assert chosen("greedy", 3, 10.0, carbon=0.0) == 1  # 1 and 2 meet the load and emit nothing
+    rounded = float(np.nextafter(40.0, 0))  # 7e-15 kWh short of the load is not unmet load
+    assert chosen("greedy", 3, rounded, carbon=0.0) == 0
 
 
 @pytest.mark.parametrize(("load", "level"), [(0, 0), (40, 1), (50, 1), (50.1, 2), (120, 2)])
