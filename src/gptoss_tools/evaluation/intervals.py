@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from gptoss_tools.errors import DataError
 
 Interval = tuple[float, float]
-Floats = NDArray[np.float64]
+Episodes = Sequence[Any] | NDArray[Any]
 
 _PERCENT = (2.5, 97.5)
 _BLOCKS = 16
@@ -29,9 +29,7 @@ class Resamples:
     their names, so the order of the rows changes nothing.
     """
 
-    def __init__(
-        self, episodes: Sequence[Any] | NDArray[Any], *, seed: int, resamples: int = 2000
-    ) -> None:
+    def __init__(self, episodes: Episodes, *, seed: int, resamples: int = 2000) -> None:
         names, self.episode_R = np.unique(np.asarray(episodes), return_inverse=True)
         self.n_episodes = count = len(names)
         generator = np.random.default_rng(seed)
@@ -69,7 +67,7 @@ class Resamples:
 
 
 def bootstrap_mean(
-    values: ArrayLike, episodes: Sequence[Any], *, seed: int, resamples: int = 2000
+    values: ArrayLike, episodes: Episodes, *, seed: int, resamples: int = 2000
 ) -> Any:
     """95 % interval (low, high) of a mean over rows, by a bootstrap over `episodes` [R].
 
@@ -84,7 +82,7 @@ def bootstrap_mean(
 
 
 def bootstrap_difference(
-    a_R: ArrayLike, b_R: ArrayLike, episodes: Sequence[Any], *, seed: int, resamples: int = 2000
+    a_R: ArrayLike, b_R: ArrayLike, episodes: Episodes, *, seed: int, resamples: int = 2000
 ) -> Interval | None:
     """95 % interval of mean(a - b) over the rows where both are known, as `bootstrap_mean`."""
     difference = np.asarray(a_R, float) - np.asarray(b_R, float)

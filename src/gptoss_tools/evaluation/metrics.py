@@ -18,6 +18,7 @@ import pandas as pd
 
 from gptoss_tools.core.actions import INVALID_REASONS
 from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.core.tables import is_missing
 from gptoss_tools.evaluation.intervals import Resamples
 from gptoss_tools.evaluation.outcomes import (
     Outcomes,
@@ -195,7 +196,7 @@ def _by_phase(
     table: DecisionTable, own: Outcomes, base: Outcomes | None, draws: Resamples
 ) -> dict[str, dict[str, Any]]:
     """Phases in the order of the rows; rows without one are left out."""
-    phases = [str(cell) if cell else None for cell in _cells(table, "phase")]
+    phases = [None if cell is None else str(cell) for cell in _cells(table, "phase")]
     return {
         phase: {
             "n_rows": int(inside.sum()),
@@ -226,7 +227,7 @@ def _cells(table: DecisionTable, column: str) -> list[Any]:
     """The column's values, None where there is none; empty without the column."""
     if column not in table.columns:
         return []
-    return [None if pd.isna(cell) is True else cell for cell in table.columns[column]]
+    return [None if is_missing(cell) else cell for cell in table.columns[column]]
 
 
 def _parts(labels: Sequence[Any]) -> list[tuple[Any, Bools]]:
@@ -238,7 +239,7 @@ def _parts(labels: Sequence[Any]) -> list[tuple[Any, Bools]]:
 def _hour(cell: Any) -> int | None:
     """The hour of an ISO text, as written (no time zone is applied), or of a datetime."""
     if isinstance(cell, datetime.datetime):
-        return cell.hour
+        return None if cell is pd.NaT else cell.hour
     if not isinstance(cell, str):
         return None
     with contextlib.suppress(ValueError):
