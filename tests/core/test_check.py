@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,40 @@ def test_a_rules_column_is_no_problem_beside_rewards_alone_or_without_actions():
 def test_ties_may_name_any_of_the_best_actions():
     table("x.csv", f"{PROMPT},1,0.3,0.29999999999999999,.5,.5")
     assert found("x.csv") == []
+
+
+def test_named_actions_and_efforts_are_checked_row_by_row():
+    header = HEADER + ",q_action_2,actions,reasoning_effort"
+    line = f"{PROMPT},1,0,1,,,"
+    table(
+        "x.csv",
+        line.format(1) + ",on|off,low",
+        line.format(2) + "5,on|off,",
+        line.format(3) + "5,a|b|A,max",
+        line.format(4) + ",a|b|c|d,high",
+        header=header,
+    )
+    lines = [p for p in found("x.csv") if p[1] in ("actions", "reasoning_effort", "q_action_2")]
+    assert lines == [
+        (2, "q_action_2", "a value, but the row names only 2 actions"),
+        (3, "reasoning_effort", "'max' is not one of low, medium, high"),
+        (3, "actions", "'a' and 'A' are the same name"),
+        (4, "actions", "4 names, where there are values for 3 actions"),
+        (4, "q_action_2", "the value is missing (empty or NaN)"),
+    ]
+
+
+def test_lists_are_checked_like_columns():
+    records = [
+        {"q": [0, 1, 2], "optimal_action": 2, "actions": ["a", "b", "c"]},
+        {"q": [1, 0], "optimal_action": 0, "actions": ["on", "off"]},
+        {"q": ["-inf", 0], "optimal_action": 0, "actions": None},
+    ]
+    lines = [json.dumps({"prompt": PROMPT.format(n), **r}) for n, r in enumerate(records)]
+    Path("x.jsonl").write_text("\n".join(lines))
+    score(["x.jsonl"])
+    wrong = "action 0 is not the best: action 1 is"
+    assert found("x_with_reward.jsonl") == [(3, "optimal_action", wrong)]
+    scored = Path("x_with_reward.jsonl").read_text().replace("[1, 0]", '[1, "z"]')
+    Path("y.jsonl").write_text(scored)
+    assert (2, "q[1]", "'z' is not a number") in found("y.jsonl")

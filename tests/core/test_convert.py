@@ -22,6 +22,7 @@ DATE = "2025-01-02"
 LEGACY = "system: Answer [k].\nuser: Which?"
 HARMONY = render(parse_legacy(LEGACY), date=DATE)
 Q = {"q_action_0": ["1.50", "1e0"], "q_action_1": ["2", "-inf"]}
+Q3 = {"q_action_0": ["1", "2", "3"], "q_action_1": ["2", "-inf", "0"]}
 
 
 def table(name, prompts=(LEGACY, HARMONY), **columns):
@@ -84,6 +85,30 @@ def test_every_prompt_is_rendered_and_every_other_cell_untouched(rows):
     (result,) = convert([source], date=DATE, overwrite=True)
     assert column(result.target) == [render(parse_legacy(r[0]), date=DATE) for r in rows]
     assert column(result.target, "note") == [r[1] for r in rows]
+
+
+@pytest.mark.parametrize("format", ["text", "messages"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_row_may_have_a_reasoning_effort_of_its_own(suffix, format):
+    source = table(f"x{suffix}", [LEGACY] * 3, reasoning_effort=["high", "", "low"], **Q3)
+    (result,) = convert([source], date=DATE, reasoning_effort="medium", format=format)
+    rendered = [
+        render(parse_legacy(LEGACY), date=DATE, reasoning_effort=effort)
+        for effort in ("high", "medium", "low")
+    ]
+    assert load_table(result.target, date=DATE).prompts == rendered
+    if format == "text":
+        assert column(result.target) == rendered
+
+
+def test_an_unknown_reasoning_effort_is_refused():
+    source = table("x.csv", reasoning_effort=["low", "max"], **Q)
+    with pytest.raises(DataError) as caught:
+        convert([source])
+    assert str(caught.value) == (
+        "x.csv row 2, column reasoning_effort: 'max' is not one of low, medium, high"
+    )
+    assert os.listdir() == ["x.csv"]
 
 
 def test_other_encodings_become_utf8():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from gptoss_tools.core.columns import action_columns
 from gptoss_tools.core.data import as_messages, load_table
 from gptoss_tools.core.harmony import render
+from gptoss_tools.core.table_writer import TableWriter
 from gptoss_tools.errors import DataError
 
 MESSAGES = [{"role": "developer", "content": "Answer [k]."}, {"role": "user", "content": "Which?"}]
@@ -121,11 +123,88 @@ def test_the_published_tables_load(shared_data):
     np.testing.assert_allclose(found.rewards.sum(axis=1), 1, rtol=1e-12)
 
 
-def test_action_columns_are_ordered_by_number_and_look_alikes_are_left_out():
-    names = [f"q_action_{i}" for i in (10, 2, 1, 0, 3, 4, 5, 6, 7, 8, 9)]
-    lookalikes = ["q_action_x", "q_action_", "q_action_01", "xq_action_0"]
-    assert action_columns(names + lookalikes, "q_action_", "t")[-1] == "q_action_10"
-    assert action_columns(lookalikes, "q_action_", "t") == []
+def lines(name, *records):
+    """A JSONL file."""
+    rows = [json.dumps({"prompt": PROMPT, **record}) + "\n" for record in records]
+    Path(name).write_text("".join(rows))
+    return name
+
+
+TWO = {"q_action_0": 1, "q_action_1": 2}
+
+
+def test_names_come_from_the_rows_and_where_these_have_none_from_the_setting():
+    lines("a.jsonl", {**TWO, "actions": ["low", "high"]}, TWO)
+    table("b.csv", (0, 1, 2, 3), k=3, rewards=False)
+    assert load_table(["a.jsonl", "b.csv"]).names == [["low", "high"], [], []]
+    usual = load_table(["a.jsonl", "b.csv"], actions=["off", " half", "full"])
+    assert usual.names == [["low", "high"], ["off", "half"], ["off", "half", "full"]]
+    assert load_table("b.csv").names is None
+
+
+def test_a_row_of_more_actions_than_the_setting_names_is_refused():
+    table("a.csv", (0, 1, 2), (0, 1, 2), k=2, rewards=False)
+    table("b.csv", (0, 1, 2, 3), k=3, rewards=False)
+    with pytest.raises(DataError) as caught:
+        load_table(["a.csv", "b.csv"], actions=["off", "on"])
+    assert str(caught.value) == "b.csv row 1 has 3 actions, and `actions` names 2"
+    assert caught.value.hint == "name as many as the row with the most has, or add a column actions"
+
+
+def test_the_hash_covers_names_in_any_format_and_is_the_old_one_without():
+    plain = load_table(lines("a.jsonl", TWO)).sha256
+    # the digest of one row as it was before there were names: length, K, prompt
+    text = PROMPT.encode()
+    assert plain == hashlib.sha256(f"{len(text)} 2 ".encode() + text).hexdigest()
+    assert load_table(lines("a.jsonl", {**TWO, "actions": None})).sha256 == plain
+    named = load_table(lines("a.jsonl", {**TWO, "actions": ["low", "high"]})).sha256
+    assert named != plain
+    assert load_table(lines("a.jsonl", {**TWO, "actions": "low|high "})).sha256 == named
+    assert load_table("a.jsonl", actions=["other", "names"]).sha256 == named
+    assert load_table(lines("a.jsonl", TWO), actions=["low", "high"]).sha256 == named
+    assert load_table("a.jsonl", actions=["high", "low"]).sha256 != named
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_lists_are_the_same_table_as_columns(suffix):
+    records = [
+        {"q": [1.0, 2.0, -math.inf], "rewards": [0.25, 0.75, 0.0], "note": "a"},
+        {"q": [3.0, 4.0], "rewards": [None, 1.0], "note": "b"},
+    ]
+    with TableWriter(f"a{suffix}") as writer:
+        writer.write(pd.DataFrame([{"prompt": PROMPT, **record} for record in records]))
+    wide = table("b.csv", (3, 1, 2, "-inf", 0.25, 0.75, 0), (2, 3, 4, "", "", 1, ""), k=3)
+    Path(wide).write_text(Path(wide).read_text().replace("soc", "n_actions"))
+    found, expected = load_table(f"a{suffix}"), load_table(wide)
+    np.testing.assert_array_equal(found.q, expected.q)
+    np.testing.assert_array_equal(found.rewards, expected.rewards)
+    assert found.n_actions.tolist() == [3, 2]
+    assert found.sha256 == expected.sha256
+    assert list(found.columns) == ["note"]
+
+
+def test_a_bad_number_in_a_list_is_named_by_its_place():
+    lines("a.jsonl", {"q": [1, 2]}, {"q": [1, "much"]})
+    message = r"a\.jsonl row 2, column q\[1\]: 'much' is not a number"
+    with pytest.raises(DataError, match=message):
+        load_table("a.jsonl")
+
+
+def test_messages_are_rendered_with_their_rows_own_effort():
+    efforts = ["low", None, "high"]
+    records = [{**TWO, "prompt": MESSAGES, "reasoning_effort": effort} for effort in efforts]
+    lines("a.jsonl", *records, {**TWO, "reasoning_effort": "high"})
+    found = load_table("a.jsonl", date="2025-01-02", reasoning_effort="medium")
+    rendered = [
+        render(MESSAGES, date="2025-01-02", reasoning_effort=e or "medium") for e in efforts
+    ]
+    assert found.prompts == [*rendered, PROMPT]  # what is rendered already stays as it is
+    lines("a.jsonl", records[0], {**TWO, "reasoning_effort": "max"})
+    with pytest.raises(DataError) as caught:
+        load_table("a.jsonl")
+    assert str(caught.value) == (
+        "a.jsonl row 2, column reasoning_effort: 'max' is not one of low, medium, high"
+    )
 
 
 def test_messages_are_told_from_text():

@@ -138,6 +138,31 @@ def test_rows_may_have_fewer_actions():
     assert result.files[0].masked == 0
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_lists_of_values_get_lists_of_rewards(suffix):
+    frame = pd.DataFrame({"q": [[0.0, 0.0, 0.0], [0.0, 0.0], [0.0, None]], "rewards": "old"})
+    with TableWriter(f"x{suffix}") as writer:
+        writer.write(frame.assign(reward_action_0="old"))
+    (file,) = score([f"x{suffix}"], missing="mask").files
+    (found,) = read_chunks(file.targets[0])
+    assert list(found.columns) == ["q", "rewards"]
+    lists = [json.loads(v) if isinstance(v, str) else v for v in values(found, "rewards")]
+    assert lists == [[1 / 3] * 3, [0.5, 0.5], [1.0, None]]
+    assert (file.rows, file.masked) == (3, 1)
+    with pytest.raises(DataError, match=rf"x\{suffix} row 3, column q\[1\] is missing"):
+        score([f"x{suffix}"], overwrite=True)
+
+
+def test_a_row_has_as_many_rewards_as_it_names_actions():
+    table("x.csv", (0, 0, math.nan), (0, 0, 0), extra={"actions": ["on|off", "a|b|c"]})
+    target = score(["x.csv"]).files[0].targets[0]
+    np.testing.assert_array_equal(rewards(target, 3), [[0.5, 0.5, math.nan], [1 / 3] * 3])
+    table("x.csv", (0, 0, 1), extra={"actions": ["on|off"]})
+    message = r"x\.csv row 1, column q_action_2: a value, but the row names only 2 actions"
+    with pytest.raises(DataError, match=message):
+        score(["x.csv"], overwrite=True)
+
+
 def test_statistics_by_hand():
     # Gaps 1, 3, 0 and ranges 2, 3, 0; the last row is tied, the fourth has one feasible action.
     rows = [(0, 1, 2), (0, 0, 3), (5, 5, 5), (1, -math.inf, -math.inf)]

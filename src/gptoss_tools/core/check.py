@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptoss_tools.core.columns import row_actions, row_efforts
 from gptoss_tools.core.convert import convert_prompt
-from gptoss_tools.core.data import action_columns, as_messages, row_actions
+from gptoss_tools.core.data import as_messages
 from gptoss_tools.core.duplicates import SeenRows
 from gptoss_tools.core.harmony import GENERATION_PROMPT, find_special, is_harmony
 from gptoss_tools.core.rewrite import Progress
@@ -111,14 +112,14 @@ class _FileCheck:
                     self.say(row, "prompt", message, kind)
         else:
             self._once("prompt", "the column is missing")
+        row_efforts(frame, "medium", "", first_row, self._say_cell)
         try:
-            q_names = action_columns(frame.columns, "q_action_", "the table")
-            reward_names = action_columns(frame.columns, "reward_action_", "the table")
-            n_actions = row_actions(frame, max(len(q_names), len(reward_names)), "the table")
+            choice = row_actions(frame, "the table", first_row, self._say_cell)
         except DataError as error:
             self._once(None, str(error))
             return
-        inside = np.arange(max(len(q_names), len(reward_names))) < n_actions[:, None]
+        frame, q_names, reward_names = choice.frame, choice.q, choice.rewards
+        inside = np.arange(max(len(q_names), len(reward_names))) < choice.counts[:, None]
         if not q_names:
             self._once("q_action_0", "the q_action columns are missing")
         if not reward_names:
@@ -158,6 +159,9 @@ class _FileCheck:
             if count > self.limit:
                 text = f"... and {count - self.limit} more rows like the above ({kind})"
                 self.problems.append(Problem(self.path, None, column, text))
+
+    def _say_cell(self, row: int, column: str, message: str) -> None:
+        self.say(row, column, message, "this column")
 
     def _once(self, column: str | None, message: str) -> None:
         if not self._counts[(column, message)]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from gptoss_tools.core.columns import row_efforts
 from gptoss_tools.core.data import as_messages
 from gptoss_tools.core.harmony import find_special, is_harmony, parse_legacy, render
 from gptoss_tools.core.rewrite import Progress, refuse_clashes, rewrite_tables
@@ -54,14 +55,14 @@ def convert(
     """Write `<stem><suffix>` beside every table, with its `prompt` column as Harmony prompts.
 
     `format="messages"` keeps messages as JSON text, to be rendered when the table is loaded.
-    Prompts that are Harmony already pass through unchanged. `date` defaults to today. Nothing is
-    written unless every row of every file converts; errors name file and row.
+    Prompts that are Harmony already pass through unchanged. `date` defaults to today; a row's own
+    `reasoning_effort` goes before the one given here. Nothing is written unless every row of every
+    file converts; errors name file and row.
     """
     if not suffix or "/" in suffix or "\\" in suffix:
         raise ConfigError(f"suffix {suffix!r} cannot end a file name", hint="for example _harmony")
     options: dict[str, Any] = {
         "date": date or datetime.date.today().isoformat(),
-        "reasoning_effort": reasoning_effort,
         "model_identity": model_identity,
     }
     sources = expand(paths, stage="convert", suffix=suffix)
@@ -74,10 +75,12 @@ def convert(
         if "prompt" not in frame:
             listed = ", ".join(map(str, frame.columns))
             raise DataError(f"{path} has no column prompt", hint=f"it has: {listed}")
+        efforts = row_efforts(frame, reasoning_effort, str(path), first_row)
         prompts = []
         for row, cell in enumerate(values(frame, "prompt"), start=first_row):
+            own = {**options, "reasoning_effort": efforts[row - first_row]}
             try:
-                prompt = convert_prompt(cell, format, options)
+                prompt = convert_prompt(cell, format, own)
             except DataError as error:
                 raise DataError(f"{path} row {row}: {error}", hint=error.hint) from error
             passed[path] += prompt is cell

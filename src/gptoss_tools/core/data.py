@@ -1,8 +1,8 @@
 """Rows of decisions: which files hold them, which columns, and all of them in memory for training.
 
-Columns: `prompt`, `q_action_0..K-1`, `reward_action_0..K-1`, anything else. K may differ per file;
-rows of one file with fewer actions say so in a column `n_actions`. Leaves out which files are taken
-(core.stages; Hub ids would enter there), how they are read (core.tables) and what rewards mean.
+Columns: `prompt`, values per action (core.columns says which; K may differ per row), anything else.
+Leaves out which files are taken (core.stages; Hub ids would enter there), how they are read
+(core.tables) and what rewards mean.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import bisect
 import datetime
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptoss_tools.core.columns import row_actions, row_efforts
 from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, render
 from gptoss_tools.core.stages import expand
 from gptoss_tools.core.tables import numbers, read_chunks, values
 from gptoss_tools.errors import DataError
 
-__all__ = ["DecisionTable", "action_columns", "as_messages", "expand", "load_table", "row_actions"]
-
-_NUMBERED = re.compile(r"(0|[1-9][0-9]*)")
+__all__ = ["DecisionTable", "as_messages", "expand", "load_table"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,8 @@ class DecisionTable:
     """R rows ready for training or evaluation, in file order; K is the largest number of actions.
 
     `rewards` is None where no file has reward columns, `q` where none has Q columns; both are
-    float64 [R, K], NaN beyond a row's `n_actions` and where a value is unknown.
+    float64 [R, K], NaN beyond a row's `n_actions` and where a value is unknown. `names` has the
+    names of each row's actions, an empty list where they are numbered; None where all rows are.
     """
 
     prompts: list[str]
@@ -46,6 +45,7 @@ class DecisionTable:
     sha256: str
     _starts: list[int] = field(repr=False)
     _paths: list[str] = field(repr=False)
+    names: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -54,42 +54,6 @@ class DecisionTable:
         """`file row N` of a 0-based row, counting from 1 as error messages do."""
         part = bisect.bisect_right(self._starts, row) - 1
         return f"{self._paths[part]} row {row - self._starts[part] + 1}"
-
-
-def action_columns(columns: Iterable[str], prefix: str, where: str) -> list[str]:
-    """Names `prefix0..prefix{K-1}` in order, empty without any; DataError on gaps, K < 2."""
-    indices = sorted(
-        int(name.removeprefix(prefix))
-        for name in columns
-        if isinstance(name, str)
-        and name.startswith(prefix)
-        and _NUMBERED.fullmatch(name.removeprefix(prefix))
-    )
-    last = f"{prefix}{indices[-1]}" if indices else ""
-    for expected in range(indices[-1] + 1 if indices else 0):
-        if expected not in indices:
-            raise DataError(
-                f"{where}: the column {prefix}{expected} is missing but {last} is there",
-                hint=f"actions are numbered from 0 without gaps: {prefix}0, {prefix}1, ...",
-            )
-    if len(indices) == 1:
-        raise DataError(f"{where}: {prefix}0 is the only action", hint="a decision needs two")
-    return [f"{prefix}{index}" for index in indices]
-
-
-def row_actions(frame: pd.DataFrame, width: int, where: str, first_row: int = 1) -> np.ndarray:
-    """Number of actions of each row [R]: the column `n_actions` if there is one, else `width`."""
-    if "n_actions" not in frame:
-        return np.full(len(frame), width)
-    counts = numbers(frame, "n_actions", where, first_row)
-    bad = ~((counts >= 2) & (counts <= width) & (counts == np.floor(counts)))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"{where} row {first_row + row}, column n_actions: {values(frame, 'n_actions')[row]!r}"
-            f" is not a whole number from 2 to {width}"
-        )
-    return counts.astype(np.int64)
 
 
 def as_messages(cell: Any) -> list[dict[str, Any]] | None:
@@ -113,35 +77,23 @@ def load_table(
     date: str | None = None,
     reasoning_effort: str = "medium",
     model_identity: str | None = None,
+    actions: Sequence[str] = (),
 ) -> DecisionTable:
     """Read all rows of files, folders and globs, prompts as Harmony text.
 
-    Prompts held as messages are rendered with `date` (default today), `reasoning_effort` and
-    `model_identity`; rendered prompts stay as they are. `sha256` covers prompts and rewards in
-    order, not paths or other columns. Raises DataError naming file, row and column.
+    Prompts held as messages are rendered with `date` (default today), the row's own
+    `reasoning_effort` or this one, and `model_identity`; rendered prompts stay as they are. A row
+    without names in a column `actions` takes the first of `actions`, if any are given. `sha256`
+    covers prompts, names and rewards in order, not paths or other columns. Raises DataError naming
+    file, row and column.
     """
-    date = date or datetime.date.today().isoformat()
-
-    def prompt_of(cell: Any, place: str) -> str:
-        messages = as_messages(cell)
-        if messages is not None:
-            try:
-                return render(
-                    messages,
-                    date=date,
-                    reasoning_effort=reasoning_effort,
-                    model_identity=model_identity,
-                )
-            except DataError as error:
-                raise DataError(f"{place}: {error}", hint=error.hint) from error
-        return _harmony_prompt(cell, place)
-
-    parts = _Parts()
+    options = {"date": date or datetime.date.today().isoformat(), "model_identity": model_identity}
+    parts = _Parts(options, reasoning_effort, [name.strip() for name in actions])
     for path in expand(paths, stage="train"):
         parts.begin(str(path))
         first_row = 1
         for frame in read_chunks(path, encoding=encoding, delimiter=delimiter):
-            parts.add(frame, str(path), first_row, prompt_of)
+            parts.add(frame, str(path), first_row)
             first_row += len(frame)
     return parts.table()
 
@@ -149,11 +101,13 @@ def load_table(
 class _Parts:
     """Collects chunks of several files into one table."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: dict[str, Any], effort: str, actions: list[str]) -> None:
+        self.options, self.effort, self.actions = options, effort, actions
         self.prompts: list[str] = []
         self.q: list[np.ndarray] = []
         self.rewards: list[np.ndarray] = []
         self.n_actions: list[np.ndarray] = []
+        self.names: list[list[str]] = []
         self.columns: list[pd.DataFrame] = []
         self.starts: list[int] = []
         self.paths: list[str] = []
@@ -164,13 +118,11 @@ class _Parts:
         self.starts.append(len(self.prompts))
         self.paths.append(path)
 
-    def add(
-        self, frame: pd.DataFrame, path: str, first_row: int, prompt_of: Callable[[Any, str], str]
-    ) -> None:
+    def add(self, frame: pd.DataFrame, path: str, first_row: int) -> None:
         if "prompt" not in frame:
             raise DataError(f"{path} has no column prompt", hint=f"it has {_listed(frame)}")
-        q_names = action_columns(frame.columns, "q_action_", path)
-        reward_names = action_columns(frame.columns, "reward_action_", path)
+        choice = row_actions(frame, path, first_row)
+        frame, q_names, reward_names = choice.frame, choice.q, choice.rewards
         if q_names and reward_names and len(q_names) != len(reward_names):
             raise DataError(
                 f"{path} has {len(q_names)} q_action columns and {len(reward_names)} reward_action"
@@ -185,8 +137,7 @@ class _Parts:
         width = max(len(q_names), len(reward_names))
         if not width:
             raise DataError(f"{path} has neither q_action nor reward_action columns")
-        n_actions = row_actions(frame, width, path, first_row)
-        beyond = np.arange(width) >= n_actions[:, None]
+        beyond = np.arange(width) >= choice.counts[:, None]
         for names, into in ((q_names, self.q), (reward_names, self.rewards)):
             read = [numbers(frame, name, path, first_row) for name in names]
             block = np.stack(read, axis=1) if names else np.full((len(frame), width), np.nan)
@@ -194,11 +145,32 @@ class _Parts:
         if reward_names and np.isinf(self.rewards[-1]).any():
             row, action = np.argwhere(np.isinf(self.rewards[-1]))[0]
             raise DataError(f"{path} row {first_row + row}, {reward_names[action]} is infinite")
-        self.n_actions.append(n_actions)
-        cells = enumerate(values(frame, "prompt"), start=first_row)
-        self.prompts += [prompt_of(cell, f"{path} row {row}") for row, cell in cells]
+        self.n_actions.append(choice.counts)
+        efforts = row_efforts(frame, self.effort, path, first_row)
+        for place, cell in enumerate(values(frame, "prompt")):
+            where, count = f"{path} row {first_row + place}", int(choice.counts[place])
+            self.prompts.append(self._prompt(cell, where, efforts[place]))
+            self.names.append(choice.names[place] or self._usual_names(count, where))
         others = [c for c in frame.columns if c not in {"prompt", *q_names, *reward_names}]
         self.columns.append(frame.loc[:, others].astype(object))
+
+    def _prompt(self, cell: Any, where: str, effort: str) -> str:
+        messages = as_messages(cell)
+        if messages is None:
+            return _harmony_prompt(cell, where)
+        try:
+            return render(messages, reasoning_effort=effort, **self.options)
+        except DataError as error:
+            raise DataError(f"{where}: {error}", hint=error.hint) from error
+
+    def _usual_names(self, count: int, where: str) -> list[str]:
+        """The setting's names for a row that has none of its own."""
+        if self.actions and count > len(self.actions):
+            raise DataError(
+                f"{where} has {count} actions, and `actions` names {len(self.actions)}",
+                hint="name as many as the row with the most has, or add a column actions",
+            )
+        return self.actions[:count]
 
     def table(self) -> DecisionTable:
         for kind in self.having & self.lacking.keys():
@@ -212,15 +184,17 @@ class _Parts:
         q, rewards = _stack(self.q, width), _stack(self.rewards, width)
         n_actions = np.concatenate(self.n_actions)
         held = rewards if "reward_action" in self.having else None
+        names = self.names if any(self.names) else None
         return DecisionTable(
             prompts=self.prompts,
             q=q if "q_action" in self.having else None,
             rewards=held,
             n_actions=n_actions,
             columns=pd.concat(self.columns, ignore_index=True),
-            sha256=_digest(self.prompts, n_actions, held),
+            sha256=_digest(self.prompts, n_actions, held, names),
             _starts=self.starts,
             _paths=self.paths,
+            names=names,
         )
 
 
@@ -244,12 +218,19 @@ def _stack(blocks: list[np.ndarray], width: int) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def _digest(prompts: list[str], n_actions: np.ndarray, rewards: np.ndarray | None) -> str:
+def _digest(
+    prompts: list[str],
+    n_actions: np.ndarray,
+    rewards: np.ndarray | None,
+    names: list[list[str]] | None,
+) -> str:
     digest = hashlib.sha256()
     for row, prompt in enumerate(prompts):
         text = prompt.encode()
         count = int(n_actions[row])
         digest.update(f"{len(text)} {count} ".encode() + text)
+        if names is not None:
+            digest.update(json.dumps(names[row]).encode())
         if rewards is not None:
             # Every NaN and both zeros mean one thing each, whatever bits a file format kept.
             held = rewards[row, :count] + 0.0

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gptoss_tools import registry
-from gptoss_tools.core.data import action_columns, row_actions
+from gptoss_tools.core.columns import RowActions, row_actions
 from gptoss_tools.core.rewards import Missing, check_tau, q_to_rewards
 from gptoss_tools.core.rewrite import Progress, refuse_clashes, rewrite_tables
 from gptoss_tools.core.stages import REWARD_SUFFIX, expand
@@ -81,6 +81,7 @@ def score(
 ) -> ScoreResult:
     """Write `<stem>_with_reward` beside every table, with `reward_action_0..K-1`.
 
+    A table of `q` lists gets lists in `rewards`, a row's empty rewards being None there.
     `overwrite` replaces the table itself instead (as UTF-8 with commas), and also a `_with_reward`
     file it has already, which training would otherwise go on reading. Nothing is written unless
     every row of every file is sound; errors name file, row and column.
@@ -96,26 +97,27 @@ def score(
     collector = StatsCollector()
 
     def change(path: Path, frame: pd.DataFrame, first_row: int) -> pd.DataFrame:
-        names = action_columns(frame.columns, "q_action_", str(path))
+        valued = frame.drop(columns=[*_old_rewards(frame), "rewards"], errors="ignore")
+        choice = row_actions(valued, str(path), first_row)
+        names = choice.q
         if not names:
             listed = ", ".join(map(str, frame.columns))
             raise DataError(f"{path} has no q_action columns", hint=f"it has: {listed}")
-        q = np.stack([numbers(frame, name, str(path), first_row) for name in names], axis=1)
-        n_actions = row_actions(frame, len(names), str(path), first_row)
+        q = np.stack([numbers(choice.frame, n, str(path), first_row) for n in names], axis=1)
         rewards, keep = q_to_rewards(
             q,
             tau=tau,
             method=method,
             missing=missing,
-            n_actions=n_actions,
+            n_actions=choice.counts,
             where=lambda row, action: f"{path} row {first_row + row}, column {names[action]}",
         )
-        inside = np.arange(len(names)) < n_actions[:, None]
+        inside = np.arange(len(names)) < choice.counts[:, None]
         collector.add(q[keep], rewards[keep], inside[keep])
         counts[path][0] += int(keep.sum())
         counts[path][1] += int((~keep).sum())
         counts[path][2] += int((np.isnan(rewards) & inside)[keep].sum())
-        return _with_rewards(frame, rewards).loc[keep].reset_index(drop=True)
+        return _with_rewards(frame, rewards, choice).loc[keep].reset_index(drop=True)
 
     rewrite_tables(
         targets,
@@ -182,13 +184,22 @@ def _targets(source: Path, overwrite: bool) -> list[Path]:
     return [source, beside] if beside.exists() else [source]
 
 
-def _with_rewards(frame: pd.DataFrame, rewards: np.ndarray) -> pd.DataFrame:
+def _with_rewards(frame: pd.DataFrame, rewards: np.ndarray, choice: RowActions) -> pd.DataFrame:
     """Rewards in the place of old reward columns, or at the end; surplus old ones go."""
-    names = [f"reward_action_{action}" for action in range(rewards.shape[1])]
-    old = [name for name in frame.columns if _REWARD.fullmatch(str(name))]
-    frame = frame.drop(columns=[name for name in old if name not in names])
-    fresh = {name: rewards[:, action] for action, name in enumerate(names)}
-    return frame.assign(**fresh)
+    fresh: dict[str, np.ndarray] = {}
+    if choice.in_lists:
+        fresh["rewards"] = np.empty(len(frame), dtype=object)
+        for row, count in enumerate(choice.counts):
+            own = rewards[row, :count].tolist()
+            fresh["rewards"][row] = [None if reward != reward else reward for reward in own]
+    else:
+        fresh = {f"reward_action_{action}": column for action, column in enumerate(rewards.T)}
+    surplus = [name for name in _old_rewards(frame) if name not in fresh]
+    return frame.drop(columns=surplus).assign(**fresh)
+
+
+def _old_rewards(frame: pd.DataFrame) -> list[str]:
+    return [name for name in frame.columns if _REWARD.fullmatch(str(name))]
 
 
 def _quantiles(found: np.ndarray) -> tuple[float, float, float] | None:
