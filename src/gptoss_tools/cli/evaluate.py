@@ -113,7 +113,7 @@ def verdict(regret: dict[str, Any]) -> str:
         return f"{word} than its base by {abs(mean):.4g} on {n} decisions of one episode"
     low, high = sorted(abs(bound) for bound in bounds)
     if bounds[0] <= 0 <= bounds[1]:
-        return f"not told apart from its base: difference {mean:+.4g}, 95 % {interval(bounds)}, n = {n}"
+        return f"not told apart from its base: {mean:+.4g} (95 % {interval(bounds)}), n = {n}"
     return f"{word} than its base by {abs(mean):.4g} (95 % {low:.4g} to {high:.4g}), n = {n}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,7 @@ def record_of(answer: Answer) -> dict[str, Any]:
     }
 
 
-def choices(records: Sequence[dict[str, Any]]) -> Choices:
+def choices(records: Sequence[Mapping[str, Any]]) -> Choices:
     """Return the choices of one model on all rows of a table."""
     actions = [-1 if r["action"] is None else r["action"] for r in records]
     return Choices(np.array(actions, dtype=np.int64), [r["reason"] for r in records])

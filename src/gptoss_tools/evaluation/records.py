@@ -35,7 +35,7 @@ def decision_rows(
     for row, answer in enumerate(answers):
         width = int(table.n_actions[row])
         q = [] if table.q is None else table.q[row, :width]
-        line = {
+        yield {
             "row": row + 1,
             "where": table.where(row),
             "episode": None if episodes is None else episodes[row],
@@ -61,10 +61,9 @@ def decision_rows(
             "base_action": None if base is None else base[row]["action"],
             "base_reason": None if base is None else base[row]["reason"],
             "base_regret": None if base_scores is None else _value(base_scores.regret[row]),
-            "baselines": {name: int(c.action[row]) for name, c in (baselines or {}).items()},
+            "baselines": {name: _action(c, row) for name, c in (baselines or {}).items()},
             "votes": _votes([draw[row]["action"] for draw in draws], width) if draws else None,
         }
-        yield line
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -85,6 +84,11 @@ def _value(number: float) -> float | str | None:
     if math.isnan(number):
         return None
     return float(number) if math.isfinite(number) else str(float(number))
+
+
+def _action(choice: Choices, row: int) -> int | None:
+    action = int(choice.action[row])
+    return action if action >= 0 else None
 
 
 def _best(q: Sequence[float] | np.ndarray) -> int | None:

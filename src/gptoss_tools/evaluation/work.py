@@ -123,8 +123,7 @@ def baselines_of(table: DecisionTable) -> dict[str, Choices]:
 
 def default_folder(source: Source, target: str) -> Path:
     """Return where an evaluation goes: into the run, or evaluations/NAME for anything else."""
-    whole_run = source.run is not None and source.adapter is not None
-    if whole_run and source.adapter != Path(target):
+    if source.run is not None and source.adapter != Path(target):
         return source.run / "evaluation"
     parts = [part for part in Path(target).parts if part not in ("/", "..", ".")]
     return HOME / "-".join(parts[-3:] or ["model"])

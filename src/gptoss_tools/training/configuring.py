@@ -18,6 +18,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.stream import value_columns
+from gptoss_tools.core.tables import is_missing
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models.machine import resolve_device, weight_type
 from gptoss_tools.settings import TrainSettings
@@ -134,7 +135,8 @@ def build_dataset(
     """The table as a Dataset, and how many rows were dropped for their long prompts.
 
     Columns: row (0-based table row), prompt (Harmony text), n_actions, reward_action_k and, where
-    the table has them, q_action_k. Raises DataError naming the row of a prompt of more than
+    the table has them, q_action_k, phase (text) and actions (the row's names, empty where it is
+    numbered). Raises DataError naming the row of a prompt of more than
     `max_prompt_length` tokens unless `long_prompts` is "drop", if no row is left, and for a table
     without rewards.
     """
@@ -168,7 +170,19 @@ def build_dataset(
     }
     if table.q is not None:
         columns |= value_columns([table.q[i] for i in keep], "q")
+    if "phase" in table.columns:
+        cells = table.columns["phase"].tolist()
+        columns["phase"] = [None if is_missing(cells[i]) else str(cells[i]) for i in keep]
+    if table.names is not None:
+        columns["actions"] = [table.names[i] for i in keep]
     return datasets.Dataset.from_dict(columns, features=_features(columns)), dropped
+
+
+def phases_of(dataset: datasets.Dataset) -> list[str]:
+    """The phases that the rows of a dataset belong to, in the order of the alphabet."""
+    if "phase" not in dataset.column_names:
+        return []
+    return sorted(phase for phase in set(dataset["phase"]) if phase is not None)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
@@ -178,8 +192,10 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[lis
 
 def _features(columns: dict[str, list[Any]]) -> datasets.Features:
     # Declared, because a column of nothing but None would otherwise get the type null.
-    kinds = {"row": "int64", "prompt": "string", "n_actions": "int64"}
-    return datasets.Features({n: datasets.Value(kinds.get(n, "float64")) for n in columns})
+    whole, text, number = (datasets.Value(kind) for kind in ("int64", "string", "float64"))
+    kinds: dict[str, Any] = {"row": whole, "prompt": text, "n_actions": whole}
+    kinds |= {"phase": text, "actions": datasets.List(text)}
+    return datasets.Features({name: kinds.get(name, number) for name in columns})
 
 
 def _check_extra(extra: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from gptoss_tools.errors import ConfigError, RunFolderError, TrainingError
 from gptoss_tools.models.lora import lora_config
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training import masking
-from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
+from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
 
@@ -132,7 +132,7 @@ class DecisionTrainer(GRPOTrainer):
             args=args,
             train_dataset=dataset,
             tokenizer=tokenizer,
-            reward=DecisionReward.from_settings(settings, tokenizer),
+            reward=DecisionReward.from_settings(settings, tokenizer, phases_of(dataset)),
             on_completions=on_completions,
             allow_changes=settings.allow_changes,
             callbacks=callbacks,

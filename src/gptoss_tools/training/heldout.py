@@ -68,7 +68,8 @@ class HeldOut(TrainerCallback):
         control = self.trainer.control
         due = control.should_log
         # Not the trainer's own `log`: TRL's would publish and forget its training metrics.
-        Trainer.log(self.trainer, {f"eval_{name}": value for name, value in figures.items()})
+        logs: dict[str, Any] = {f"eval_{name}": value for name, value in figures.items()}
+        Trainer.log(self.trainer, logs)
         control.should_log = due  # logging has cleared it, and the step's own record is to come
         if self.trainer.accelerator.is_main_process:
             self._keep(step, figures["regret"])
@@ -85,8 +86,11 @@ class HeldOut(TrainerCallback):
         trainer, settings = self.trainer, self.settings
         accelerator = trainer.accelerator
         mine = range(accelerator.process_index, len(self.table), accelerator.num_processes)
-        decoding = DecodingSettings(
-            max_new_tokens=settings.max_completion_length, batch_size=settings.eval_batch_size
+        decoding = DecodingSettings.model_validate(
+            {
+                "max_new_tokens": settings.max_completion_length,
+                "batch_size": settings.eval_batch_size,
+            }
         )
         names = self.table.names
         training = trainer.model.training

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -26,13 +27,14 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """One completion: row (0-based table row), prompt, completion (Harmony markers kept), action,
-reward, target_action, reason, regret; the trainer adds step and micro_step."""
+reward, target_action, reason, regret, phase; the trainer adds step and micro_step."""
 
 
 class DecisionReward:
     """TRL reward function: list of floats, None where the completion is to be masked.
 
-    `records` holds the last call's records in order; the trainer takes them from there.
+    `records` holds the last call's records in order; the trainer takes them from there. `phases`
+    are the dataset's: with two or more, metrics come by phase too.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DecisionReward:
         reward: str = "decision",
         invalid_reward: float | str = "mask",
         action_pattern: str | None = None,
+        phases: Sequence[str] = (),
     ):
         self.function: core_rewards.RewardFunction = registry.get("reward", reward)
         self.invalid_reward: core_rewards.InvalidReward = core_rewards.parse_invalid_reward(
@@ -50,12 +53,16 @@ class DecisionReward:
         self.pattern = compile_pattern(action_pattern)
         self.tokens = HarmonyTokens.from_tokenizer(tokenizer)
         self.tokenizer = tokenizer
+        self.labels = phase_labels(phases)
         self.records: list[Record] = []
         self.__name__ = "decision"  # TRL names its metrics after it
 
     @classmethod
     def from_settings(
-        cls, settings: TrainSettings, tokenizer: PreTrainedTokenizerBase
+        cls,
+        settings: TrainSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        phases: Sequence[str] = (),
     ) -> DecisionReward:
         """Build it from `reward`, `invalid_reward` and `action_pattern`."""
         return cls(
@@ -63,6 +70,7 @@ class DecisionReward:
             reward=settings.reward,
             invalid_reward=settings.invalid_reward,
             action_pattern=settings.action_pattern,
+            phases=phases,
         )
 
     def __call__(
@@ -81,14 +89,15 @@ class DecisionReward:
         ]
         if log_metric is not None:
             n_actions = sum(name.startswith("reward_action_") for name in names)
-            for name, value in metrics(self.records, n_actions):
+            for name, value in metrics(self.records, n_actions, self.labels):
                 log_metric(name, value)
         return [record["reward"] for record in self.records]
 
     def _score(self, prompt: str, ids: Sequence[int], columns: dict[str, Any]) -> Record:
         rewards_K = _values(columns, "reward")
         completion = parse_completion(ids, self.tokens, self._decode)
-        decision = parse_action(completion, int(columns["n_actions"]), self.pattern)
+        n_actions, action_names = int(columns["n_actions"]), columns.get("actions")
+        decision = parse_action(completion, n_actions, self.pattern, action_names)
         row = {"prompt": prompt, **columns}
         try:
             score = self.function(decision, rewards_K, completion, row)
@@ -109,16 +118,21 @@ class DecisionReward:
             "target_action": _best(rewards_K),
             "reason": str(decision.reason),
             "regret": _regret(_values(columns, "q"), decision.action),
+            "phase": columns.get("phase"),
         }
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def metrics(records: Sequence[Record], n_actions: int) -> list[tuple[str, float]]:
+def metrics(
+    records: Sequence[Record], n_actions: int, labels: Mapping[str, str]
+) -> list[tuple[str, float]]:
     """Shares of all completions by reason and by action, and each valid answer's regret.
 
-    Names may repeat (`regret` comes once per answer); TRL averages values of one name.
+    For every phase with a label also `phase/LABEL/reward` (of what was not masked), `/regret` and
+    `/invalid`. Names may repeat (`regret` comes once per answer); TRL averages values of one name,
+    over all processes.
     """
     total = max(len(records), 1)
     reasons = Counter(record["reason"] for record in records)
@@ -128,7 +142,25 @@ def metrics(records: Sequence[Record], n_actions: int) -> list[tuple[str, float]
     actions = Counter(r["action"] for r in records if r["action"] is not None)
     out += [(f"action/{action}", actions[action] / total) for action in range(n_actions)]
     out += [("regret", r["regret"]) for r in records if r["regret"] is not None]
+    for record in (r for r in records if r["phase"] in labels):
+        name = f"phase/{labels[record['phase']]}"
+        out.append((f"{name}/invalid", float(record["reason"] != Reason.OK)))
+        known = [kind for kind in ("reward", "regret") if record[kind] is not None]
+        out += [(f"{name}/{kind}", record[kind]) for kind in known]
     return out
+
+
+def phase_labels(phases: Sequence[str]) -> dict[str, str]:
+    """A label fit for a metric's name for each phase; none for a single phase, which is the whole.
+
+    Only letters, digits, `.`, `-` and `_` stay; phases that would then be one get a number.
+    """
+    labels: dict[str, str] = {}
+    for phase in phases if len(phases) > 1 else []:
+        label = re.sub(r"[^\w.-]+", "_", phase)
+        taken = label in labels.values()
+        labels[phase] = f"{label}_{len(labels) + 1}" if taken else label
+    return labels
 
 
 class InvalidWatch:
