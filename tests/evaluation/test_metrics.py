@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,11 +190,8 @@ def test_without_base_samples_rewards_and_columns_these_sections_are_empty():
 
 def test_columns_beyond_every_rows_actions_change_nothing():
     table = make_table(Q, REWARDS)
-    wide = dataclasses.replace(
-        table,
-        q=np.pad(table.q, ((0, 0), (0, 1)), constant_values=NAN),
-        rewards=np.pad(table.rewards, ((0, 0), (0, 1)), constant_values=NAN),
-    )
+    longer = [[[*row, *[NAN] * (4 - len(row))] for row in block] for block in (Q, REWARDS)]
+    wide = dataclasses.replace(make_table(*longer), n_actions=table.n_actions)
     plain, padded = (quick(t, POLICY, samples=[POLICY, BASE]) for t in (table, wide))
     assert padded == plain
 
@@ -228,7 +226,7 @@ def test_infeasible_and_unknown_values():
         [[4, -INF, 1], [2, 0, NAN], [NAN, -INF], [-INF, 5, 3]],
         [[0.9, 0, 0.1], [0.6, 0.4, NAN], [0.5, 0.5], [0, 0.9, 0.1]],
     )
-    chosen = Choices.of([1, 2, 0, -1])
+    chosen = Choices.of([1, 2, 1, -1])
     found = row_scores(table, chosen)
     # -inf and unknown have no regret; nothing is known of the third row; invalid: 5 - 3.
     assert found.regret == pytest.approx([NAN, NAN, NAN, 2], nan_ok=True)
@@ -239,6 +237,9 @@ def test_infeasible_and_unknown_values():
     assert (result["regret"]["mean"], result["regret"]["infeasible"]) == (2.0, 1)
     assert (result["regret"]["n_valid"], result["regret"]["valid_only"]) == (0, None)
     assert result["reward"]["unknown"] == 2
+    # Dice get 1/3, 1/2 and 1/3; the third row takes no part.
+    assert result["reward"]["uniform"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3)
+    assert result["actions"]["policy"] == pytest.approx([0, 2 / 3, 1 / 3])  # of valid answers
     assert result["top1"] == 0.0  # of three rows: a choice of unknown value is not a best one
     assert np.sum(result["actions"]["confusion"]) == 3
     # Against dice in the row whose regret is known: 100 (1 - 2 / 1).
@@ -269,7 +270,7 @@ def test_invalid_answers_everywhere():
     assert (found["regret"]["valid_only"], found["regret"]["n_valid"]) == (None, 0)
     assert [found["invalid"][r] for r in ("total", *reasons)] == [1, 0.25, 0.25, 0.25, 0.25]
     assert (found["top1"], found["near_optimal"], found["reward"]["mean"]) == (0, 0, 0)
-    assert found["actions"]["policy"] == [0, 0, 0]
+    assert found["actions"]["policy"] == found["actions"]["recall"] == [0, 0, 0]
     assert found["actions"]["confusion"] == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1]]
 
 
@@ -294,6 +295,7 @@ def test_one_episode_has_no_intervals():
         ("2026-03-04", []),  # a day is not midnight
         ("5 o'clock", []),
         (5, []),
+        (pd.NaT, []),
         (None, []),
     ],
 )
@@ -363,7 +365,7 @@ def test_regret_is_never_negative_and_never_above_the_range(made):
 @given(tables())
 def test_the_best_policy_is_perfect(table):
     known = np.where(np.isfinite(table.q), table.q, -INF)
-    found = quick(table, Choices.of(known.argmax(axis=1)))
+    found = quick(table, Choices.of(known.argmax(axis=1)), tie_tolerance=0.0)
     assert found["regret"]["mean"] == 0
     assert found["score"]["mean"] in (100, None)  # None: all values are equal
     assert found["top1"] == found["top1_exact"] == 1

@@ -82,23 +82,27 @@ def test_votes_count_invalid_answers_last():
 
 def test_no_valid_draw_at_all():
     draws = [Choices.of([-1, 0]), Choices.of([-1, 0])]
-    found = quick(make_table([[3, 1], [3, 1]]), draws[0], samples=draws)["sampled"]
+    table = make_table([[3, 1], [3, 1]], [[0.5, 0.5], [0.75, 0.25]])
+    found = quick(table, draws[0], samples=draws)["sampled"]
     assert found["majority"]["invalid"] == 0.5
     assert found["majority"]["regret"] == found["best_of"]["regret"] == (2 + 0) / 2
-    assert found["reward"] is found["majority"]["reward"] is None
+    assert found["reward"] == found["majority"]["reward"] == (0 + 0.75) / 2
     # Confidence 0 and wrong, 1 and right.
     assert found["calibration"]["ece"] == 0
     assert [b["low"] for b in found["calibration"]["bins"]] == [0.0, 0.9]
+    # Only the second row has answers: (1 0) from (.75 .25).
+    assert found["calibration"]["tv"] == 0.25
 
 
 def test_infeasible_and_unknown_draws_come_last():
-    table = make_table([[4, -INF, 1], [2, 0, NAN], [NAN, NAN]])
-    draws = [Choices.of([1, 2, 0]), Choices.of([2, 1, 0])]
+    table = make_table([[4, -INF, 1], [2, 0, NAN], [NAN, NAN], [5, -INF, 0]])
+    draws = [Choices.of([1, 2, 0, 1]), Choices.of([2, 1, 0, -1])]
     found = quick(table, draws[1], samples=draws)["sampled"]
-    # The known draws alone: regrets 3 and 2; the third row has no values.
-    assert found["regret"]["mean"] == found["best_of"]["regret"] == 2.5
+    # The known draws alone: regrets 3, 2 and 5 (invalid); the third row has no values.
+    assert found["regret"]["mean"] == found["best_of"]["regret"] == pytest.approx(10 / 3)
+    assert (found["best_of"]["invalid"], found["reward"]) == (0.25, None)
     assert found["pass_at"] == {"1": 0.0, "2": 0.0}
-    assert sum(b["n"] for b in found["calibration"]["bins"]) == 2
+    assert sum(b["n"] for b in found["calibration"]["bins"]) == 3
 
 
 def test_rewards_that_are_no_distribution_have_no_distance():

@@ -86,7 +86,7 @@ def pass_at(correct_R: NDArray[np.int64], n: int) -> dict[str, float]:
 
     `correct_R` of a row's n draws are.
     """
-    powers = [2**i for i in range(n.bit_length()) if 2**i < n]
+    powers = [2**i for i in range(n.bit_length())]
     return {str(k): float(_pass_at(n, k)[correct_R].mean()) for k in [*powers, n]}
 
 
