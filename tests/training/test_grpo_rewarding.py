@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import grpo_lab as lab
 import pytest
 
 from gptoss_tools.errors import ConfigError, DataError, TrainingError
 from gptoss_tools.registry import register
-from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
-from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch
+from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
+from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, phase_labels
 
 TOKENIZER = lab.byte_tokenizer()
 FINAL = "<|channel|>final<|message|>"
@@ -38,7 +39,10 @@ COLUMNS = {
 
 
 def call(reward: DecisionReward, answers: list[str], log_metric=None, **changes) -> list:
-    columns = {name: [value] * len(answers) for name, value in (COLUMNS | changes).items()}
+    columns = {
+        name: value if isinstance(value, list) else [value] * len(answers)
+        for name, value in (COLUMNS | changes).items()
+    }
     return reward(
         prompts=["P"] * len(answers),
         completions=["stripped text, not to be read"] * len(answers),
@@ -80,6 +84,7 @@ def test_a_record_says_what_was_asked_answered_and_best():
             "target_action": 1,
             "reason": "ok",
             "regret": 2.0,  # -3 - -5
+            "phase": None,
         }
     ]
 
@@ -106,6 +111,66 @@ def test_shares_by_reason_and_by_action_are_logged():
             "action/2": 0.0,
         }
     )
+
+
+def test_an_answer_is_read_with_its_rows_names_where_it_has_some():
+    reward = DecisionReward(TOKENIZER)
+    answers = [f"{FINAL}{said}<|return|>" for said in ("[Half  Load]", "on", "[1]", "[1]")]
+    names = [["off", "half load", "full"], ["off", "on"], ["off", "on"], []]
+    rewards = call(reward, answers, actions=names)
+    assert [(r["action"], r["reason"]) for r in reward.records] == [
+        (1, "ok"),
+        (1, "ok"),
+        (None, "out_of_range"),
+        (1, "ok"),  # a row without names is numbered
+    ]
+    assert rewards == [0.7, 0.7, None, 0.7]
+
+
+def phase_metrics(phases: list[str], of_rows: list[str | None]) -> dict[str, list[float]]:
+    logged: dict[str, list[float]] = {}
+    call(
+        DecisionReward(TOKENIZER, phases=phases),
+        [f"{FINAL}{said}<|return|>" for said in ("[0]", "[1]", "[9]", "[2]", "[0]")],
+        log_metric=lambda name, value: logged.setdefault(name, []).append(value),
+        phase=of_rows,
+    )
+    return {name: values for name, values in logged.items() if name.startswith("phase/")}
+
+
+def test_reward_regret_and_invalid_answers_are_logged_by_phase():
+    # [9] is out of range: masked, without regret; [2] has a reward and no value; the last row
+    # belongs to no phase
+    found = phase_metrics(["day", "night / late"], ["day", "day", "day", "night / late", None])
+    assert found == {
+        "phase/day/invalid": [0.0, 0.0, 1.0],
+        "phase/day/reward": [0.1, 0.7],
+        "phase/day/regret": [2.0, 0.0],
+        "phase/night_late/invalid": [0.0],
+        "phase/night_late/reward": [0.2],
+    }
+
+
+def test_of_several_phases_one_alone_in_a_batch_is_still_logged():
+    assert set(phase_metrics(["a", "b"], ["a"] * 5)) == {
+        "phase/a/invalid",
+        "phase/a/reward",
+        "phase/a/regret",
+    }
+
+
+@pytest.mark.parametrize("phases", [[], ["day"]])
+def test_a_single_phase_is_the_whole_and_not_logged_again(phases):
+    assert phase_metrics(phases, ["day"] * 5) == {}
+
+
+def test_phases_that_a_metrics_name_cannot_tell_apart_get_numbers():
+    assert phase_labels(["a/b", "a b", "日 中", "c"]) == {
+        "a/b": "a_b",
+        "a b": "a_b_2",
+        "日 中": "日_中",
+        "c": "c",
+    }
 
 
 @register("reward", "lab_broken")
@@ -170,6 +235,40 @@ def test_long_prompts_can_be_dropped_and_are_counted():
         build_dataset(
             lab.table(5), TOKENIZER, lab.settings(max_prompt_length=1, long_prompts="drop")
         )
+
+
+def test_phases_and_names_reach_the_dataset():
+    table = replace(lab.table(3), names=[["a", "b", "c"], [], ["on", "off"]])
+    assert phases_of(build_dataset(table, TOKENIZER, lab.settings())[0]) == []
+    table.columns["phase"] = ["night", None, 2]
+    dataset, _ = build_dataset(table, TOKENIZER, lab.settings())
+    assert dataset["actions"][:] == [["a", "b", "c"], [], ["on", "off"]]
+    assert dataset["phase"][:] == ["night", None, "2"]
+    assert phases_of(dataset) == ["2", "night"]
+    assert not {"actions", "phase"} & set(
+        build_dataset(lab.table(3), TOKENIZER, lab.settings())[0].column_names
+    )
+
+
+def test_a_training_logs_the_phases_of_its_table(tmp_path):
+    table = replace(lab.table(4), names=[["a", "b", "c"]] * 4)
+    table.columns["phase"] = ["day", "night", "day", "night"]
+    wanted = lab.settings(reward="lab_unmasked", max_steps=2, prompts_per_step=4)
+    dataset, _ = build_dataset(table, TOKENIZER, wanted)
+    run = lab.DecisionTrainer.build(
+        wanted,
+        model=lab.tiny_model(lora=False),
+        tokenizer=lab.byte_tokenizer(),
+        dataset=dataset,
+        args=make_config(wanted, str(tmp_path), rows=4),
+    )
+    run.train()
+    for record in [r for r in run.state.log_history if "reward" in r]:
+        # every step draws all four rows, and as many answers in each phase
+        phases = [record["phase/day/reward"], record["phase/night/reward"]]
+        assert sum(phases) / 2 == pytest.approx(record["reward"], rel=1e-6)
+        assert record["phase/day/invalid"] == record["invalid/share"] == 1.0
+        assert "phase/day/regret" not in record  # noise is no action
 
 
 def test_an_action_a_row_does_not_have_is_none_in_the_dataset():
