@@ -72,7 +72,7 @@ def assess(
     ours = {"best": best_policy(table), "policy": policy, "base": base, "fixed": fixed}
     found = {k: Outcomes.of(table, c, tie_tolerance) for k, c in ours.items() if c is not None}
     found["uniform"] = Outcomes.of_uniform(table, tie_tolerance)
-    ranked = [*found.items()]
+    ranked = [*found.items()]  # pairs, because a rule may have the name of one of ours
     ranked[-2:-2] = [(k, Outcomes.of(table, c, tie_tolerance)) for k, c in rules.items()]
     draws = Resamples(
         np.arange(len(table)) if episodes is None else episodes, seed=seed, resamples=resamples
@@ -108,7 +108,9 @@ def _means(outcomes: Mapping[str, Outcomes], field: str, names: Sequence[str]) -
     return {n: mean(getattr(outcomes[n], field)) if n in outcomes else None for n in names}
 
 
-def _regret(scores: RowScores, outcomes: Mapping[str, Outcomes], draws: Resamples) -> dict:
+def _regret(
+    scores: RowScores, outcomes: Mapping[str, Outcomes], draws: Resamples
+) -> dict[str, Any]:
     difference = None
     if "base" in outcomes:
         gained = scores.regret - outcomes["base"].regret
