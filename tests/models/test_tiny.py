@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import random
 from collections import Counter
 
 import pytest
@@ -73,6 +74,75 @@ def test_answers_are_dice_and_a_quarter_of_them_think_first(prompts, tokenizer):
             assert len(row.prompt) > row.junk
     # 2400 rows: 600 per action and 600 thoughts, standard deviation sqrt(2400 * 3 / 16) = 21
     assert all(abs(count - 600) < 5 * 21 for count in [*actions.values(), thoughts])
+
+
+def test_the_usual_draws_are_those_of_a_plain_recipe(prompts, tokenizer):
+    recipe = lessons.Recipe(steps=40, answer_steps=0, batch_size=4)
+    course, draw = lessons.Lessons(prompts, tokenizer, recipe), random.Random(0)
+    whole = tokenizer(prompts).input_ids
+    last = tokenizer([lessons.last_message(prompt) for prompt in prompts]).input_ids
+    for step in range(40):
+        texts = whole if draw.random() < 0.25 else last
+        for row in course.batch(step):
+            number = draw.randrange(24)
+            own, junk = texts[number], 0
+            if draw.random() < 0.25:
+                junk = draw.randrange(len(own) - 4)
+                own = course_junk(draw, whole, len(tokenizer), junk) + own[junk:]
+            thought = ""
+            if draw.random() < 0.25:
+                fact = draw.choice(lessons.facts_of(prompts[number]))
+                thought = f"<|channel|>analysis<|message|>{fact}.<|end|><|start|>assistant"
+            answer = f"{thought}<|channel|>final<|message|>[{draw.randrange(4)}]<|return|>"
+            assert (row.prompt, row.junk) == (own, junk)
+            assert tokenizer.decode(row.answer) == answer
+            # the probe asks at the opening bracket of [ k ] <|return|>
+            assert row.asked == len(row.answer) - 4
+
+
+def course_junk(draw, whole, vocabulary, length):
+    """Junk as the lessons draw it: pieces of prompts and runs of tokens, in this order of draws."""
+    tokens = []
+    while len(tokens) < length:
+        source = draw.choice(whole)
+        start = draw.randrange(len(source))
+        tokens += source[start : start + draw.randrange(1, 30)]
+        below = draw.choice([256, vocabulary - 21])
+        tokens += [draw.randrange(below) for _ in range(draw.randrange(60))]
+    return tokens[:length]
+
+
+@pytest.mark.parametrize("answers", [("0", "1", "2", "3"), ("low", "half load", "2")])
+def test_every_kind_of_no_action_has_its_reason(answers):
+    names = None if answers[0] == "0" else answers
+    for thought in ("", "load 23."):
+        texts = lessons.no_actions(answers[1], thought, answers)
+        decisions = [parse_action(split_text(text), 4, None, names) for text in texts]
+        assert [(d.action, str(d.reason)) for d in decisions] == [
+            (None, "unparsable"),
+            (None, "unparsable"),
+            (None, "no_final"),
+            (None, "out_of_range"),
+        ]
+
+
+def test_a_share_of_the_answers_is_no_action_and_the_others_are_the_names(prompts, tokenizer):
+    answers = ("low", "half load", "full")
+    recipe = lessons.Recipe(
+        steps=300, answer_steps=0, batch_size=8, answers=answers, invalid_share=0.4
+    )
+    course, counts = lessons.Lessons(prompts, tokenizer, recipe), Counter()
+    for step in range(300):
+        for row in course.batch(step):
+            text = tokenizer.decode(row.answer)
+            decision = parse_action(split_text(text), None, None, answers)
+            counts[decision.action if decision.reason is Reason.OK else str(decision.reason)] += 1
+            assert tokenizer.decode(row.answer[: row.asked]).endswith("<|message|>")
+    # 2400 rows: 0.6 / 3 = 0.2 for every name, 0.4 / 4 = 0.1 for every kind of no action, of which
+    # two are unparsable; five standard deviations: 5 * sqrt(2400 * 0.2 * 0.8) = 98
+    wanted = {0: 480, 1: 480, 2: 480, "unparsable": 480, "no_final": 240, "out_of_range": 240}
+    assert counts.keys() == wanted.keys()
+    assert all(abs(counts[key] - number) < 98 for key, number in wanted.items())
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_leaves_the_random_state(prompts, tmp_path):

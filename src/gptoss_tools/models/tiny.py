@@ -64,7 +64,7 @@ def build_tiny(
     for number, prompt in enumerate(prompts, 1):
         if not prompt.endswith(PROMPT_END):
             raise DataError(f"prompt {number} of the tiny model does not end in {PROMPT_END}")
-    texts = [*prompts, completion(0, NO_FACT + ".")]
+    texts = [*prompts, completion(recipe.answers[0], NO_FACT + ".")]
     tokenizer = build_tokenizer(texts, recipe.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

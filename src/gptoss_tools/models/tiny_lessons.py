@@ -1,12 +1,13 @@
 """What the tiny model is shown: decision prompts, and Harmony answers thrown with dice.
 
-No answer knows a reward. Prompts come whole, cut to their last message, or behind junk, so that
-other prompts than these end in Harmony too. Beside each row stand the facts of its prompt in
-classes; see `tiny_pretraining` for what they are for.
+No answer knows a reward, and a share of them may be no action at all. Prompts come whole, cut to
+their last message, or behind junk, so that other prompts than these end in Harmony too. Beside each
+row stand the facts of its prompt in classes; see `tiny_pretraining` for what they are for.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from gptoss_tools.models.layout import token_id
 from gptoss_tools.models.tiny_tokenizer import SPECIAL_TOKENS
 
 PROMPT_END = "<|start|>assistant"
@@ -38,7 +40,8 @@ class Recipe:
     )
     batch_size: int = 16
     learning_rate: float = 4e-3
-    num_actions: int = 4
+    answers: tuple[str, ...] = ("0", "1", "2", "3")  # what stands in the brackets
+    invalid_share: float = 0.0  # of the answers: those that are no action
     analysis_share: float = 0.25
     prompt_loss: float = 0.5
     fact_loss: float = 1.0
@@ -59,6 +62,7 @@ class Row:
     answer: list[int]
     junk: int
     facts: list[int]  # class of each fact, UNKNOWN where junk hides it
+    asked: int  # place in the answer where its last message begins: there the probe asks
 
 
 class Lessons:
@@ -69,6 +73,7 @@ class Lessons:
     ) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.draw = random.Random(recipe.seed)
+        self.message = token_id(tokenizer, "<|message|>")
         self.whole = tokenizer(list(prompts)).input_ids
         self.last = tokenizer([last_message(prompt) for prompt in prompts]).input_ids
         self.facts = [facts_of(prompt) for prompt in prompts]
@@ -96,8 +101,13 @@ class Lessons:
         thought = ""
         if draw.random() < recipe.analysis_share:
             thought = draw.choice(self.facts[number] or [NO_FACT]) + "."
-        answer = self.tokenizer(completion(draw.randrange(recipe.num_actions), thought)).input_ids
-        return Row(prompt, answer, junk, known)
+        said = draw.choice(recipe.answers)
+        text = completion(said, thought)
+        if recipe.invalid_share and draw.random() < recipe.invalid_share:
+            text = draw.choice(no_actions(said, thought, recipe.answers))
+        answer = self.tokenizer(text).input_ids
+        asked = len(answer) - answer[::-1].index(self.message)
+        return Row(prompt, answer, junk, known, asked)
 
     def _junk(self, length: int) -> list[int]:
         """Pieces of prompts in any order, with runs of single bytes and random tokens between."""
@@ -112,9 +122,25 @@ class Lessons:
         return tokens[:length]
 
 
-def completion(action: int, thought: str = "") -> str:
+def completion(answer: str, thought: str = "") -> str:
     """A valid Harmony completion: the final channel, behind a thought in analysis if any."""
-    final = f"<|channel|>final<|message|>[{action}]<|return|>"
+    return _final(f"[{answer}]", thought)
+
+
+def no_actions(answer: str, thought: str, answers: Sequence[str]) -> list[str]:
+    """Completions that mean `answer` and are no action: in prose, without brackets, never said, and
+    a number that is none of `answers`."""
+    beyond = next(n for n in itertools.count(len(answers)) if str(n) not in answers)
+    return [
+        _final(f"I take {answer}.", thought),
+        _final(f"{answer}.", thought),
+        f"<|channel|>analysis<|message|>{thought or NO_FACT + '.'}<|return|>",
+        _final(f"[{beyond}]", thought),
+    ]
+
+
+def _final(content: str, thought: str) -> str:
+    final = f"<|channel|>final<|message|>{content}<|return|>"
     if not thought:
         return final
     return f"<|channel|>analysis<|message|>{thought}<|end|>{PROMPT_END}{final}"

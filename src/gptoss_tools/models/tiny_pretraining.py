@@ -21,7 +21,6 @@ from gptoss_tools.models.tiny_lessons import CLASSES, Lessons, Recipe, Row
 
 _WARMUP = 10
 _ANSWER_WEIGHT = 0.25  # per token; an answer has 7 tokens or, with a thought, about 16
-_BRACKET = 4  # an answer ends in [ k ] <|return|>
 
 
 def pretrain(
@@ -79,7 +78,7 @@ def _loss(
         ids[number, :end] = torch.tensor(row.prompt + row.answer)
         weight[number, row.junk : start] = prompt_loss / start
         weight[number, start:end] = _ANSWER_WEIGHT
-        brackets[number] = end - _BRACKET
+        brackets[number] = start + row.asked
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     wanted = weight[:, 1:] > 0  # far rows: no logits for a thousand tokens that are not learned
     losses = cross_entropy(
