@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ..settings import AnswerSettings, GenerateSettings, TestAdapterSettings
 
 if TYPE_CHECKING:  # both load heavy libraries, which no help should pay for
     from ..core.data import DecisionTable
-    from ..evaluation.policy import Policy
+    from ..evaluation.policy import Answer, Policy
 
 
 def cache_dir() -> Path:
@@ -89,7 +89,16 @@ def asked_table(settings: GenerateSettings | TestAdapterSettings) -> DecisionTab
         date=settings.date,
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
+        actions=settings.actions,
     )
+
+
+def said_action(answer: Answer, names: Sequence[str]) -> str:
+    """Return an answer's action as people read it: its index, its name, or why there is none."""
+    action = answer.decision.action
+    if action is None:
+        return f"none ({answer.decision.reason.value})"
+    return f"{action} ({names[action]})" if names else str(action)
 
 
 def asked_policy(settings: GenerateSettings | TestAdapterSettings, loaded: Loaded) -> Policy:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..console import align, out
 from ..errors import ConfigError
 from ..load import Loaded
 from ..settings import GenerateSettings
-from .common import asked_policy, asked_table, given_prompt, new_file
+from .common import asked_policy, asked_table, given_prompt, new_file, said_action
 from .options import command
 
 
@@ -44,7 +45,12 @@ def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
         out.result({"prompts": 1, "target": settings.target})
         return
     stream = asked_policy(settings, loaded).stream(
-        prompt, decoding=settings, settings=settings, action_pattern=settings.action_pattern
+        prompt,
+        len(settings.actions) or None,
+        names=settings.actions,
+        decoding=settings,
+        settings=settings,
+        action_pattern=settings.action_pattern,
     )
     current: Any = ...
     for channel, piece in stream:
@@ -54,9 +60,8 @@ def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
         out.text(piece)
     answer = stream.answer
     out.text("\n")
-    action = answer.decision.action
-    said = action if action is not None else f"none ({answer.decision.reason.value})"
-    out.result(_record(answer, None), f"action: {said}")
+    names = settings.actions or None
+    out.result(_record(answer, names), f"action: {said_action(answer, settings.actions)}")
 
 
 def _table(settings: GenerateSettings, loaded: Loaded) -> None:
@@ -73,6 +78,7 @@ def _table(settings: GenerateSettings, loaded: Loaded) -> None:
         for answer in policy.answer(
             table.prompts,
             table.n_actions.tolist(),
+            names=table.names,
             decoding=settings,
             prompt=settings,
             action_pattern=settings.action_pattern,
@@ -83,9 +89,13 @@ def _table(settings: GenerateSettings, loaded: Loaded) -> None:
     if target:
         import pandas as pd
 
-        rows = [_record(answer, table.where(answer.index)) for answer in answers]
+        rows = []
+        for answer in answers:
+            names = None if table.names is None else table.names[answer.index]
+            rows.append({"row": table.where(answer.index), **_record(answer, names)})
         with TableWriter(target) as writer:
-            writer.write(pd.DataFrame(rows))
+            # As objects: beside a None, numbers would become floats.
+            writer.write(pd.DataFrame(rows, dtype=object))
     summary = {"target": policy.source.label, **score(answers, table)}
     if target:
         summary["out"] = target
@@ -93,10 +103,13 @@ def _table(settings: GenerateSettings, loaded: Loaded) -> None:
     out.result(summary, align(rows))
 
 
-def _record(answer: Any, where: str | None) -> dict[str, Any]:
+def _record(answer: Any, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return an answer as data; with `names` (empty: this row is numbered) also the name chosen."""
+    action = answer.decision.action
+    name = names[action] if names and action is not None else None
     return {
-        **({"row": where} if where else {}),
-        "action": answer.decision.action,
+        "action": action,
+        **({} if names is None else {"name": name}),
         "reason": answer.decision.reason.value,
         "analysis": answer.completion.channel_text("analysis"),
         "final": answer.completion.final,

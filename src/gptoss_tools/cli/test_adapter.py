@@ -6,7 +6,7 @@ from ..console import align, out
 from ..errors import DataError
 from ..load import Loaded
 from ..settings import TestAdapterSettings
-from .common import asked_policy, asked_table, given_prompt
+from .common import asked_policy, asked_table, given_prompt, said_action
 from .options import command
 
 
@@ -29,17 +29,20 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
     from ..evaluation.sources import find_source
 
     prompt, table, row = given_prompt(settings), None, settings.row - 1
+    names: list[str] = settings.actions
     find_source(settings.target)  # a wrong target is said before a wrong table
     if prompt is None:
         table = asked_table(settings)
         if row >= len(table):
             raise DataError(f"`row` is {settings.row}, but the tables have {len(table)} rows")
         prompt = table.prompts[row]
+        names = table.names[row] if table.names else []
     policy = asked_policy(settings, loaded)
-    actions = int(table.n_actions[row]) if table is not None else None
+    actions = int(table.n_actions[row]) if table is not None else len(names) or None
     [answer] = policy.answer(
         [prompt],
         actions,
+        names=[names],
         decoding=settings,
         prompt=settings,
         action_pattern=settings.action_pattern,
@@ -51,6 +54,7 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
         else [
             {
                 "action": k,
+                **({"name": names[k]} if names else {}),
                 "chosen": "*" if k == decision.action else "",
                 **({"q": float(table.q[row, k])} if table.q is not None else {}),
                 **({"reward": float(table.rewards[row, k])} if table.rewards is not None else {}),
@@ -64,11 +68,11 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
         "channels": [{"channel": m.channel, "text": m.content} for m in answer.completion.messages],
         "stop": answer.completion.stop,
         "action": decision.action,
+        **({"name": None if decision.action is None else names[decision.action]} if names else {}),
         "reason": decision.reason.value,
         "tokens": answer.tokens,
         "values": values,
     }
-    action = decision.action if decision.action is not None else f"none ({decision.reason.value})"
-    lines = [answer.completion.transcript(), f"action: {action}"]
+    lines = [answer.completion.transcript(), f"action: {said_action(answer, names)}"]
     lines += [data["row"], align(values)] if values else []
     out.result(data, "\n".join(lines))
