@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gptoss_tools.report.collect import RunRecord, number
-from gptoss_tools.report.heldout import run_keys
+from gptoss_tools.report.heldout import last_step, run_keys
 from gptoss_tools.report.parts import Key, Panel
 from gptoss_tools.report.style import (
+    PERCENT,
     SILENT,
-    STEPS,
     Trace,
     action_colour,
     axis,
@@ -22,20 +22,23 @@ from gptoss_tools.report.style import (
     levels,
     line,
     plain,
+    points,
     run_colour,
     running_mean,
+    steps_axis,
     window_for,
 )
 from gptoss_tools.report.words import CAUSES, REASONS, percent
 
 MULTIPLES = (
-    ("entropy", "Entropy, nats per token", ".3~g"),
-    ("completions_mean_length", "Completion length, tokens", ",.0f"),
-    ("grad_norm", "Gradient norm", ".3~g"),
-    ("frac_reward_zero_std", "Groups without any signal", ".0%"),
-    ("kl", "KL from the reference model", ".3~g"),
-    ("regret", "Regret in training, valid answers", ".3~g"),
+    ("entropy", "Entropy, nats per token", False),
+    ("completions_mean_length", "Completion length, tokens", False),
+    ("grad_norm", "Gradient norm", False),
+    ("frac_reward_zero_std", "Groups without any signal", True),
+    ("kl", "KL from the reference model", False),
+    ("regret", "Regret in training, valid answers", False),
 )
+"""(name in metrics.jsonl, title, whether it is a share)"""
 
 
 def invalid(record: RunRecord, place: int) -> Panel:
@@ -50,13 +53,13 @@ def invalid(record: RunRecord, place: int) -> Panel:
             steps,
             running_mean([number(r.get(f"invalid_{cause}")) or 0.0 for r in rows], window),
             f"@cause{index}",
-            f"%{{y:.1%}} {REASONS[cause]}",
+            f"%{{y:.1f}} % {REASONS[cause]}",
         )
         for index, cause in enumerate(CAUSES)
     ]
     top = max(sum(column) for column in zip(*(t["y"] for t in traces), strict=True))
-    y_axis = {"tickformat": ".0%", "range": [0, max(0.05, 1.08 * top)], "nticks": 6}
-    look = layout(240, hovermode="x unified", xaxis=STEPS, yaxis=y_axis)
+    y_axis = {**PERCENT, "range": [0, max(5.0, 1.08 * top)], "nticks": 6}
+    look = layout(240, hovermode="x unified", xaxis=steps_axis(steps[-1]), yaxis=y_axis)
     keys = [Key(REASONS[cause], f"@cause{index}") for index, cause in enumerate(CAUSES)]
     note = f"{_averaged(window)}In the last record {percent(rows[-1]['invalid_share'])}."
     return Panel(name, title, {"data": traces, "layout": look}, keys, place, note)
@@ -76,7 +79,7 @@ def actions(record: RunRecord, place: int) -> Panel:
             steps,
             running_mean([number(r.get(f"action_{k}")) or 0.0 for r in rows], window),
             colours[k],
-            f"%{{y:.0%}} {plain(names[k])}",
+            f"%{{y:.0f}} % {plain(names[k])}",
         )
         for k in range(count)
     ]
@@ -86,8 +89,8 @@ def actions(record: RunRecord, place: int) -> Panel:
         hovermode="x unified",
         barmode="stack",
         bargap=0,
-        xaxis={**STEPS, "domain": [0, 0.88 if shares else 1]},
-        yaxis={"tickformat": ".0%", "range": [0, 1]},
+        xaxis=steps_axis(steps[-1], domain=[0, 0.88 if shares else 1]),
+        yaxis={**PERCENT, "range": [0, 100]},
     )
     note = f"{_averaged(window)}What is missing to 100 % was invalid."
     if shares:
@@ -97,10 +100,10 @@ def actions(record: RunRecord, place: int) -> Panel:
             {
                 "type": "bar",
                 "x": ["best"],
-                "y": [share],
+                "y": [100 * share],
                 "xaxis": "x2",
                 "marker": {"color": colours[k], "line": {"width": 0}},
-                "hovertemplate": f"%{{y:.0%}} {plain(names[k])}<extra></extra>",
+                "hovertemplate": f"%{{y:.0f}} % {plain(names[k])}<extra></extra>",
             }
             for k, share in enumerate(shares)
         ]
@@ -112,19 +115,19 @@ def reward(records: Sequence[RunRecord]) -> Panel:
     """Mean reward of the sampled answers, with what dice and perfection would earn."""
     traces, measured = [], False
     for place, record in enumerate(records):
-        traces += _smoothed(record, place, "reward", ".3~g", len(records) == 1)
+        traces += _smoothed(record, place, "reward", len(records) == 1)
         steps, values = record.curve("eval_reward")
         measured = measured or bool(steps)
         marker = {"symbol": "diamond-open", "size": 8, "color": run_colour(place)}
         spots = {"x": steps, "y": values, "marker": marker, "meta": {"run": place}}
         said = {"hovertemplate": "held-out, greedy: %{y:.3~g}<extra></extra>"}
-        traces.append({"type": "scatter", "mode": "markers", **spots, **said})
+        traces.append({"type": "scatter", "mode": "markers", "cliponaxis": False, **spots, **said})
     if not any(trace["x"] for trace in traces):
         return Panel("reward", "Mean reward", missing=untrained(records[0]))
     worth = next((found for r in records if (found := r.found("reward"))), {})
     names = {"uniform": "uniform", "fixed": "best fixed action", "best": "best possible"}
     lines = [(v, names[n]) for n in names if (v := number(worth.get(n))) is not None]
-    look = layout(300, hovermode="x unified", xaxis=STEPS, **levels(lines))
+    look = layout(300, hovermode="x unified", xaxis=steps_axis(last_step(records)), **levels(lines))
     note = "Pale: every record; full: a running mean."
     note += " Diamonds: greedy answers to held-out rows." if measured else ""
     note += " Dotted: what the held-out tables allow." if lines else ""
@@ -135,13 +138,13 @@ def reward(records: Sequence[RunRecord]) -> Panel:
 def multiples(records: Sequence[RunRecord]) -> list[Panel]:
     """One small figure for each measure of how training goes that the runs have logged."""
     panels = []
-    for name, title, form in MULTIPLES:
+    for name, title, share in MULTIPLES:
         traces = []
         for place, record in enumerate(records):
-            traces += _smoothed(record, place, name, form, len(records) == 1)
+            traces += _smoothed(record, place, name, len(records) == 1, share)
         if any(trace["x"] for trace in traces):
-            y_axis = {"rangemode": "tozero", "tickformat": form, "nticks": 5}
-            x_axis = {**STEPS, "nticks": 5}
+            y_axis = {"rangemode": "tozero", "nticks": 5, **(PERCENT if share else {})}
+            x_axis = steps_axis(last_step(records), nticks=5)
             look = layout(180, hovermode="x unified", xaxis=x_axis, yaxis=y_axis)
             panels.append(Panel(f"curve-{name}", title, {"data": traces, "layout": look}))
     return panels
@@ -162,14 +165,17 @@ def untrained(record: RunRecord) -> str:
 
 def _area(steps: list[int], shares: list[float], colour: str, said: str) -> Trace:
     stacked = {"stackgroup": "all", "fillcolor": colour, "hovertemplate": said + "<extra></extra>"}
-    return line(steps, shares, colour, width=0.5, **stacked)
+    return line(steps, points(shares), colour, width=0.5, **stacked)
 
 
-def _smoothed(record: RunRecord, place: int, name: str, form: str, alone: bool) -> list[Trace]:
+def _smoothed(
+    record: RunRecord, place: int, name: str, alone: bool, share: bool = False
+) -> list[Trace]:
     """Return the curve as logged, pale, and its running mean; of few records, just these."""
     steps, values = record.curve(name)
+    values, form = (points(values), ".1f} %") if share else (values, ".3~g}")
     colour, window, shared = run_colour(place), window_for(len(values)), {"meta": {"run": place}}
-    said = f"{'' if alone else plain(record.label) + ': '}%{{y:{form}}}<extra></extra>"
+    said = f"{'' if alone else plain(record.label) + ': '}%{{y:{form}<extra></extra>"
     mean = line(steps, running_mean(values, window), colour, hovertemplate=said, **shared)
     if window == 1:
         return [mean]

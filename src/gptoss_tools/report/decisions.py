@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from gptoss_tools.report.collect import Row, RunRecord, number, value_of
 from gptoss_tools.report.parts import Key, Panel
-from gptoss_tools.report.style import SILENT, axis, layout, line, plain, run_colour
+from gptoss_tools.report.style import (
+    PERCENT,
+    SILENT,
+    Scale,
+    Trace,
+    layout,
+    line,
+    plain,
+    points,
+    run_colour,
+    value_scale,
+)
 from gptoss_tools.report.words import REASONS, percent, short
 
 MOST_POINTS = 3000  # points that any browser draws at once
@@ -17,7 +26,7 @@ INVALID = "@invalid"
 
 def confusion(record: RunRecord, place: int) -> Panel:
     """Best action by chosen action: counts, shaded by their share of the row."""
-    name, title = f"confusion-{place}", "Best action (rows) by chosen action (columns)"
+    name, title = f"confusion-{place}", "Best action against chosen"
     counts = record.found("actions", "confusion")
     if not counts:
         return Panel(name, title, missing=unevaluated(record), run=place)
@@ -67,7 +76,7 @@ def confusion(record: RunRecord, place: int) -> Panel:
             "ticktext": right,
         },
     )
-    note = "Shaded by the share of the row; beside each name, how often it was found."
+    note = "Rows: the best action and how often it was found; columns: the chosen one."
     return Panel(name, title, {"data": [heat], "layout": look}, run=place, note=note)
 
 
@@ -78,9 +87,9 @@ def stakes(record: RunRecord, place: int) -> Panel:
     if not points:
         return Panel(name, title, missing=unevaluated(record), run=place)
     shown = _thinned(points)
-    x_axis, put_x = scale([gap for gap, _, _ in points])
-    y_axis, put_y = scale([lost for _, lost, _ in points])
-    traces = [_diagonal([gap for gap, _, _ in points if gap > 0], put_x, put_y)]
+    across = value_scale([gap for gap, _, _ in points], spread=100)
+    up = value_scale([lost for _, lost, _ in points], spread=100)
+    traces = [_diagonal(max(gap for gap, _, _ in points), across, up)]
     looks = {
         True: {"symbol": "circle", "opacity": 0.55, "color": run_colour(place)},
         False: {"symbol": "x-thin", "color": INVALID, "line": {"width": 2, "color": INVALID}},
@@ -91,15 +100,17 @@ def stakes(record: RunRecord, place: int) -> Panel:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "x": [put_x(gap) for gap, _, _ in part],
-                "y": [put_y(lost) for _, lost, _ in part],
+                "x": [across.put(gap) for gap, _, _ in part],
+                "y": [up.put(lost) for _, lost, _ in part],
                 "marker": {"size": 7, **look},
                 "text": [_about(*point) for point in part],
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
     x_title = {"text": "best minus second best, in the unit of Q", "standoff": 6}
-    look = layout(360, xaxis={**x_axis, "title": {**x_title, "font": {"size": 11}}}, yaxis=y_axis)
+    look = layout(
+        340, xaxis={**across.axis, "title": {**x_title, "font": {"size": 11}}}, yaxis=up.axis
+    )
     keys = [
         Key("answered", run_colour(place), "point"),
         Key("invalid", INVALID, "point"),
@@ -121,8 +132,8 @@ def calibration(record: RunRecord, place: int) -> Panel | None:
     trace = {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": [b["confidence"] for b in bins],
-        "y": [b["correct"] for b in bins],
+        "x": points([b["confidence"] for b in bins]),
+        "y": points([b["correct"] for b in bins]),
         "line": {"color": colour, "width": 1},
         "marker": {
             "size": [7 + 17 * math.sqrt(b["n"] / largest) for b in bins],
@@ -131,12 +142,12 @@ def calibration(record: RunRecord, place: int) -> Panel | None:
             "line": {"width": 0},
         },
         "customdata": [b["n"] for b in bins],
-        "hovertemplate": "votes %{x:.0%}, right %{y:.0%}, %{customdata} rows<extra></extra>",
+        "hovertemplate": "votes %{x:.0f} %, right %{y:.0f} %, %{customdata} rows<extra></extra>",
     }
-    even = line([0, 1], [0, 1], "@muted", width=1, dash="dot", **SILENT)
-    share_axis = {"tickformat": ".0%", "range": [0, 1.05]}
+    even = line([0, 100], [0, 100], "@muted", width=1, dash="dot", **SILENT)
+    share_axis = {**PERCENT, "range": [0, 105]}
     x_title = {"text": "share of votes", "standoff": 6, "font": {"size": 11}}
-    look = layout(360, xaxis={**share_axis, "title": x_title}, yaxis=share_axis)
+    look = layout(340, xaxis={**share_axis, "title": x_title}, yaxis=share_axis)
     note = f"Expected calibration error {percent(number(found.get('ece')))}."
     if (distance := number(found.get("tv"))) is not None:
         note += f" Votes lie {percent(distance)} (total variation) from the table's rewards."
@@ -149,24 +160,6 @@ def calibration(record: RunRecord, place: int) -> Panel | None:
 def unevaluated(record: RunRecord) -> str:
     """Say which command would fill the place of an evaluation."""
     return f"no evaluation yet: gptoss evaluate {record.path}"
-
-
-def scale(values: Sequence[float]) -> tuple[dict[str, Any], Callable[[float], float]]:
-    """Return a value axis and how values are put on it: logarithmic where they span a lot.
-
-    On a logarithmic axis zeros stand at the lower end, on a tick of their own, named 0.
-    """
-    positive = [v for v in values if v > 0]
-    if not positive or max(positive) < 100 * min(positive):
-        return axis(value=True, rangemode="tozero"), lambda v: v
-    high = math.ceil(math.log10(max(positive)))
-    low = max(math.floor(math.log10(min(positive))), high - 5)
-    floor = 10.0 ** (low - 1)
-    ends = [low - 1.2, math.log10(max(positive)) + 0.2]
-    decades = [10.0**e for e in range(low, high + 1)]
-    names = ["0", *(short(tick, 1) for tick in decades)]
-    shown = axis(value=True, type="log", range=ends, tickvals=[floor, *decades], ticktext=names)
-    return shown, lambda v: max(v, floor)
 
 
 def _stake(row: Row) -> tuple[float, float, Row] | None:
@@ -186,12 +179,13 @@ def _thinned(points: list[tuple[float, float, Row]]) -> list[tuple[float, float,
     return ordered[:half] + ordered[half :: math.ceil((len(points) - half) / half)]
 
 
-def _diagonal(gaps: list[float], put_x: Callable, put_y: Callable) -> dict[str, Any]:
+def _diagonal(high: float, across: Scale, up: Scale) -> Trace:
     """Return the line regret = gap, in points that lie even on either kind of axis."""
-    low, high = (min(gaps), max(gaps)) if gaps else (1.0, 1.0)
-    spots = [low * (high / low) ** (i / 20) for i in range(21)]
-    x, y = [put_x(v) for v in spots], [put_y(v) for v in spots]
-    return line(x, y, "@muted", width=1, dash="dot", **SILENT)
+    low = max(across.low, up.low, high / 1000)
+    spots = [low * (high / low) ** (i / 20) for i in range(21)] if high > low else []
+    if not (across.logarithmic or up.logarithmic):
+        spots = [0.0, high]
+    return line(spots, spots, "@muted", width=1, dash="dot", **SILENT)
 
 
 def _about(gap: float, lost: float, row: Row) -> str:

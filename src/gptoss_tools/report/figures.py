@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gptoss_tools.report import curves, decisions, heldout, loop, maps, tables
+from gptoss_tools.report import curves, decisions, heldout, loop, maps, ranking, tables
 from gptoss_tools.report.collect import RunRecord
 from gptoss_tools.report.parts import Panel, Section, Table
 
@@ -16,13 +16,13 @@ Records = Sequence[RunRecord]
 
 
 def regret(records: Records) -> Section:
-    panel = heldout.policies(records)
+    panel = ranking.policies(records)
     return Section(
         "regret",
         "Held-out regret",
         "What a decision loses against the best one, on average, in the unit of Q: 0 is perfect. "
         "An invalid answer counts as the worst action.",
-        [*([panel] if panel.figure else []), heldout.over_steps(records)],
+        [*([panel] if panel else []), heldout.over_steps(records)],
         tables=_tables(tables.phases, records),
         missing=_unevaluated(records),
     )
@@ -41,7 +41,7 @@ def actions(records: Records) -> Section:
 
 
 def calendar(records: Records) -> Section:
-    panels = [p for place, record in enumerate(records) for p in maps.maps(record, place)]
+    panels = maps.maps(records)
     lead = "One line per episode and day, one column per hour; greedy answers to held-out rows."
     missing = list(_unevaluated(records))
     for record in records:
@@ -65,7 +65,7 @@ def closed_loop(records: Records) -> Section:
         "Closed loop",
         lead,
         [panel] if panel else [],
-        tables=_tables(loop.summary, records),
+        tables=[table] if (table := loop.summary(records)) else [],
         missing=missing,
     )
 
@@ -96,7 +96,8 @@ def mistakes(records: Records) -> Section:
     )
     drawn = [panel for panel in panels if panel is not None]
     missing = _unevaluated(records)
-    return Section("mistakes", "Mistakes", lead, drawn, columns=2, missing=missing)
+    columns = 3 if any(panel.id.startswith("calibration") for panel in drawn) else 2
+    return Section("mistakes", "Mistakes", lead, drawn, columns, missing=missing)
 
 
 SECTIONS: tuple[Callable[[Records], Section], ...] = (

@@ -159,16 +159,14 @@ def _carbon(record: RunRecord) -> Card | None:
     if kg is None:
         return None
     best, base = (number(record.found("kg_co2", name)) for name in ("optimal", "base"))
-    above = (
-        f"optimum {short(best)} ({'+' if kg >= best else ''}{percent(kg / best - 1)})"
-        if best
-        else ""
-    )
-    return Card(
-        "kgCO2 in closed loop",
-        short(kg),
-        _joined(above, base is not None and f"base {short(base)}"),
-    )
+    rows = record.found("closed_loop", "policies") or []
+    own = next((row for row in rows if row.get("name") == "policy"), {})
+    unmet = number(own.get("unmet_kwh")) or 0
+    above = ""
+    if best:
+        above = f"optimum {short(best)} ({'+' if kg >= best else ''}{percent(kg / best - 1)})"
+    parts = (base is not None and f"base {short(base)}", unmet > 0 and f"{short(unmet)} kWh unmet")
+    return Card("kgCO2 in closed loop", short(kg), _joined(above, *parts))
 
 
 def _interval(bounds: object, form: Callable[[float], str] = short) -> str:

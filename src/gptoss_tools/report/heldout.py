@@ -1,16 +1,14 @@
-"""Figures of held-out regret: the evaluated policies side by side, and the way there over steps."""
+"""The figure of held-out regret over steps, for one run or several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gptoss_tools.core.overview import best_record
-from gptoss_tools.report.collect import Row, RunRecord, dig, number
+from gptoss_tools.report.collect import RunRecord, number
 from gptoss_tools.report.parts import Key, Panel
 from gptoss_tools.report.style import (
     SILENT,
-    STEPS,
     Trace,
     band,
     layout,
@@ -18,86 +16,37 @@ from gptoss_tools.report.style import (
     line,
     plain,
     run_colour,
+    steps_axis,
 )
 from gptoss_tools.report.words import between, policy_name, short
 
-INTERVAL = "The bar is the 95 % interval over episodes."
-
-
-def policies(records: Sequence[RunRecord]) -> Panel:
-    """Regret of every evaluated policy with its interval, least first."""
-    found: dict[tuple[str, Any], tuple[str, int | None, Row]] = {}
-    for place, record in enumerate(records):
-        for row in [*(record.found("policies") or []), *_sampled(record)]:
-            regret, name = number(row.get("regret")), str(row.get("name"))
-            if regret is None:
-                continue
-            own = name == "policy" or "of" in row
-            if own:
-                label = record.label if name == "policy" else f"{name} of {row['of']}"
-                label += f", {record.label}" if name != "policy" and len(records) > 1 else ""
-                found[label, place] = (label, place, row)
-            else:  # baselines that several evaluations share are shown once
-                found.setdefault((name, short(regret, 6)), (policy_name(name), None, row))
-    lines = sorted(found.values(), key=lambda item: item[2]["regret"])
-    if not lines:
-        return Panel("policies", "Held-out regret by policy")
-    # Plotly merges rows of one name, so each has a number and its name is a tick label.
-    ticks = list(range(len(lines)))
-    traces = [_dots(y, *item) for y, item in enumerate(lines)]
-    numbers = [
-        {
-            "x": 1,
-            "xref": "paper",
-            "xanchor": "left",
-            "xshift": 8,
-            "y": y,
-            "text": short(row["regret"]),
-            "showarrow": False,
-            "font": {"size": 12, "color": "@muted" if place is None else run_colour(place)},
-        }
-        for y, (_, place, row) in enumerate(lines)
-    ]
-    look = layout(
-        54 + 26 * len(lines),
-        margin={"r": 56},
-        annotations=numbers,
-        xaxis={"rangemode": "tozero", "showgrid": True, "showline": False, "ticks": ""},
-        yaxis={
-            "range": [len(lines) - 0.4, -0.6],
-            "showgrid": False,
-            "tickvals": ticks,
-            "ticktext": [plain(label) for label, _, _ in lines],
-            "tickfont": {"size": 12, "color": "@ink"},
-        },
-    )
-    note = INTERVAL
-    if len({dig(r.evaluation, "data_sha256") for r in records if r.evaluation}) > 1:
-        note += " The runs were evaluated on different tables: compare with care."
-    return Panel(
-        "policies", "Held-out regret by policy", {"data": traces, "layout": look}, note=note
-    )
+FAR = 3.0  # a level this many times above the curves would squeeze them: it is named instead
 
 
 def over_steps(records: Sequence[RunRecord]) -> Panel:
     """Held-out regret over steps with its interval, and what policies without a model lose."""
-    title, alone = "Held-out regret while training", len(records) == 1
+    title, alone = "While training", len(records) == 1
     traces: list[Trace] = []
     for place, record in enumerate(records):
         traces += _curve(record, place, alone)
     if not traces:
         missing = "no held-out evaluation during training: gptoss train-grpo --eval-steps N"
         return Panel("held-out", title, missing=missing)
+    lines = _without_model(records)
+    drawn = [y for trace in traces for y in trace["y"]]
+    limit = _reach(drawn, [value for value, _ in lines])
     look = layout(
         320,
         hovermode="x unified",
-        xaxis=STEPS,
-        yaxis={"rangemode": "tozero"},
-        **levels(_without_model(records)),
+        xaxis=steps_axis(last_step(records)),
+        yaxis={"range": [0, limit]},
+        **levels([(value, name) for value, name in lines if value <= limit]),
     )
     note = "Greedy answers to held-out rows; the band is the 95 % interval over episodes."
     if alone:
         note += " The ring marks the best step."
+    if far := [f"{name} {short(value)}" for value, name in lines if value > limit]:
+        note += f" Far above the chart: {', '.join(far)}."
     keys = run_keys(records)
     return Panel("held-out", title, {"data": traces, "layout": look}, keys, note=note)
 
@@ -109,51 +58,18 @@ def run_keys(records: Sequence[RunRecord]) -> list[Key]:
     return [Key(r.label, run_colour(i), "line", f"run:{i}") for i, r in enumerate(records)]
 
 
-def _dots(y: int, label: str, place: int | None, row: Row) -> Trace:
-    """Return one policy's dot and interval; only a run's own greedy policy is a full dot."""
-    regret, interval = row["regret"], row.get("ci95")
-    colour = "@muted" if place is None else run_colour(place)
-    full = row.get("name") == "policy"
-    said = f"{plain(label)}: {short(regret)}"
-    if bounds := between(interval):
-        said += f" ({bounds})"
-    trace: Trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [regret],
-        "y": [y],
-        "marker": {
-            "size": 11 if full else 8,
-            "color": colour if full else "@page",
-            "line": {"width": 1.6, "color": colour},
-        },
-        "hovertemplate": f"{said}<extra></extra>",
-        "meta": {"run": place},
-    }
-    if bounds:
-        trace["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [interval[1] - regret],
-            "arrayminus": [regret - interval[0]],
-            "color": colour,
-            "thickness": 2 if full else 1.2,
-            "width": 0,
-        }
-    return trace
+def last_step(records: Sequence[RunRecord]) -> int:
+    """Return the last step that any run has logged."""
+    return max((record.metrics[-1]["step"] for record in records if record.metrics), default=0)
 
 
-def _sampled(record: RunRecord) -> list[Row]:
-    """Return what several drawn answers per row give, as rows like those of `policies`."""
-    sampled = record.found("sampled") or {}
-    n, rows = sampled.get("n"), []
-    if isinstance(single := dig(sampled, "regret"), dict):
-        rows.append({"name": "one draw", "regret": single.get("mean"), "ci95": single.get("ci95")})
-    for name in ("majority", "best_of"):
-        if isinstance(part := sampled.get(name), dict):
-            shown = {"majority": "majority", "best_of": "best"}[name]
-            rows.append({"name": shown, "regret": part.get("regret"), "ci95": part.get("ci95")})
-    return [{**row, "of": n} for row in rows]
+def _reach(inside: Sequence[float], others: Sequence[float]) -> float:
+    """Return where an axis ends: it holds all `inside`, and of `others` those that are not far."""
+    top = max(inside, default=0.0)
+    for value in sorted(others):
+        if not top or value <= FAR * top:
+            top = max(top, value)
+    return 1.06 * (top or 1.0)
 
 
 def _curve(record: RunRecord, place: int, alone: bool) -> list[Trace]:
@@ -171,6 +87,7 @@ def _curve(record: RunRecord, place: int, alone: bool) -> list[Trace]:
     curve = line([r["step"] for r in rows], [r["eval_regret"] for r in rows], colour, **shared)
     curve |= {
         "mode": "lines+markers",
+        "cliponaxis": False,
         "marker": {"size": 6, "color": colour},
         "customdata": [f" ({text})" if (text := between(b)) else "" for b in bounds],
         "hovertemplate": name + "%{y:.3~g}%{customdata}<extra></extra>",
@@ -180,16 +97,20 @@ def _curve(record: RunRecord, place: int, alone: bool) -> list[Trace]:
     if alone and best is not None:
         ring = {"size": 13, "color": "@none", "line": {"width": 2, "color": "@ink"}}
         spot = {"x": [best["step"]], "y": [best["eval_regret"]], "marker": ring}
-        traces.append({"type": "scatter", "mode": "markers", **spot, **SILENT, **shared})
+        look = {"type": "scatter", "mode": "markers", "cliponaxis": False}
+        traces.append({**look, **spot, **SILENT, **shared})
     return traces
 
 
 def _without_model(records: Sequence[RunRecord]) -> list[tuple[float, str]]:
-    """Return levels for the chart over steps, from an evaluation of the same tables."""
+    """Return levels for the chart over steps, from an evaluation of the same tables.
+
+    Of several runs each has its own base, where its curve begins.
+    """
     for record in records:
         if record.evaluation is None or record.found("data") != record.settings.get("eval_data"):
             continue
-        names = ("uniform", "fixed", "base")
+        names = ("uniform", "fixed") if len(records) > 1 else ("uniform", "fixed", "base")
         known = [(number(record.found("regret", name)), policy_name(name)) for name in names]
         return [(value, name) for value, name in known if value is not None]
     return []

@@ -11,13 +11,17 @@ from gptoss_tools.report.collect import Row, RunRecord, number
 from gptoss_tools.report.maps import moment_of
 from gptoss_tools.report.parts import Figure, Key, Panel, Table
 from gptoss_tools.report.style import Trace, axis, layout, line, plain, run_colour
-from gptoss_tools.report.words import percent, policy_name, short
+from gptoss_tools.report.words import DASH, between, percent, policy_name, short
 
 OWN, OPTIMUM, BASE = "policy", "optimal", "base"
 ROWS = (
     ("stored energy, kWh", (0.55, 0.96)),
     ("load (grey) and output, kW", (0.25, 0.46)),
     ("carbon, kg per kWh", (0.0, 0.16)),
+)
+COLUMNS = (
+    *("policy", "kgCO2", "above optimum", "emitted kg", "unmet kWh"),
+    *("left kWh", "loss", "invalid"),
 )
 OTHERS = ("@cause0", "@cause1", "@cause2", "@cause3", "@run4", "@run5")
 
@@ -56,45 +60,43 @@ def strip(records: Sequence[RunRecord]) -> Panel | None:
     keys = [key for key in keys if key.group in present or (key.group or "").startswith("run:")]
     note = "Red marks are hours with unmet load. Pale entries of the legend can be switched on."
     return Panel(
-        "loop", "Three views of the same hours", choices[0][1], keys, note=note, choices=choices
+        "loop", "Stored energy, output and carbon", choices[0][1], keys, note=note, choices=choices
     )
 
 
-def summary(record: RunRecord, place: int) -> Table | None:
-    """What each policy emitted and missed, mean over series; None without a closed loop."""
-    rows = record.found("closed_loop", "policies")
-    if not rows:
+def summary(records: Sequence[RunRecord]) -> Table | None:
+    """What each policy emitted and missed, mean over series, least cost first; None without any.
+
+    What several runs share comes once.
+    """
+    found: dict[tuple[str, Any], tuple[str, Row, float | None]] = {}
+    for place, record in enumerate(records):
+        rows = record.found("closed_loop", "policies") or []
+        kg = {row.get("name"): number(row.get("kg_co2")) for row in rows}
+        for row in rows:
+            name = str(row.get("name"))
+            label = record.label if name == OWN else policy_name(name)
+            key = place if name == OWN else short(kg[row.get("name")], 6)
+            found.setdefault((name, key), (label, row, kg.get(OPTIMUM)))
+    if not found:
         return None
-    best = next(
-        (number(r.get("kg_co2")) for r in rows if r.get("name") in ("optimal", "best")), None
-    )
-    rows = sorted(rows, key=lambda r: _or_last(number(r.get("cost_kg"))))
-    cells = [
-        [
-            record.label if row.get("name") == OWN else policy_name(str(row.get("name"))),
-            short(number(row.get("kg_co2"))),
-            _above(number(row.get("kg_co2")), best),
-            short(number(row.get("emitted_kg"))),
-            short(number(row.get("unmet_kwh"))),
-            short(number(row.get("final_kwh"))),
-            short(number(row.get("loss"))),
-            percent(number(row.get("invalid"))),
-        ]
-        for row in rows
+    rows = sorted(found.values(), key=lambda item: _or_last(number(item[1].get("cost_kg"))))
+    own = frozenset(i for i, (_, row, _) in enumerate(rows) if row.get("name") == OWN)
+    numbers = {r.found("closed_loop", "n_series") for r in records} - {None}
+    title = f"Mean over {' or '.join(map(str, sorted(numbers)))} series"
+    return Table(COLUMNS, [_summed(*row) for row in rows], title, marked=own)
+
+
+def _summed(label: str, row: Row, best: float | None) -> list[str]:
+    kg, loss = number(row.get("kg_co2")), short(number(row.get("loss")))
+    return [
+        label,
+        short(kg),
+        _above(kg, best),
+        *(short(number(row.get(name))) for name in ("emitted_kg", "unmet_kwh", "final_kwh")),
+        f"{loss}\n{between(row.get('ci95'))}".strip(),
+        percent(number(row.get("invalid"))),
     ]
-    head = [
-        "policy",
-        "kgCO2",
-        "above optimum",
-        "emitted kg",
-        "unmet kWh",
-        "left kWh",
-        "loss",
-        "invalid",
-    ]
-    own = frozenset(i for i, row in enumerate(rows) if row.get("name") == OWN)
-    n = record.found("closed_loop", "n_series")
-    return Table(head, cells, f"{record.label}: mean of {n} series", place, own)
 
 
 def _by_series(rows: Sequence[Row]) -> dict[str, Hours]:
@@ -161,6 +163,7 @@ def _figure(runs: dict[int, Hours], records: Sequence[RunRecord], others: list[s
         annotations=titles,
         xaxis={
             "anchor": "y3",
+            "tickformat": "%H h\n%-d %b",
             "showspikes": True,
             "spikethickness": 1,
             "spikecolor": "@line",
@@ -221,9 +224,9 @@ def _other(others: list[str], name: str) -> str:
 
 
 def _above(value: float | None, best: float | None) -> str:
-    if value is None or not best:
-        return short(None)
-    return f"{'+' if value >= best else ''}{percent(value / best - 1)}"
+    if value is None or not best or value == best:
+        return DASH
+    return f"{'+' if value > best else ''}{percent(value / best - 1)}"
 
 
 def _or_last(value: float | None) -> float:

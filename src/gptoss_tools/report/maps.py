@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 
 from gptoss_tools.report.collect import Row, RunRecord, value_of
 from gptoss_tools.report.parts import Figure, Key, Panel
-from gptoss_tools.report.style import action_colour, layout, plain
+from gptoss_tools.report.style import action_colour, heat, layout, plain
 from gptoss_tools.report.words import short
 
 MOST_LINES = 48  # lines of a map that can still be told apart
+NOTHING = 1e-9  # regret below this is rounding
 INVALID = "@invalid"
 CROSS = "\N{MULTIPLICATION SIGN}"
 
@@ -32,35 +34,22 @@ class Calendar:
     left_out: int
 
 
-def maps(record: RunRecord, place: int) -> list[Panel]:
-    """Three maps of one run: chosen, best, regret; [] without decisions that have a timestamp."""
-    calendar = read_calendar(record.decisions)
-    if not calendar.cells:
-        return []
-    count = record.n_actions
-    names = [*record.action_names(count), "invalid"]
-    cells = calendar.cells.items()
-    chosen = {
-        s: _most([count if r.get("action") is None else r["action"] for r in rows])
-        for s, rows in cells
+def maps(records: Sequence[RunRecord]) -> list[Panel]:
+    """Three maps for each run with timed decisions: chosen, best, regret; one scale of regret."""
+    calendars = {place: read_calendar(record.decisions) for place, record in enumerate(records)}
+    calendars = {place: calendar for place, calendar in calendars.items() if calendar.cells}
+    losses = {
+        place: {
+            spot: _mean([value_of(row.get("regret")) for row in rows])
+            for spot, rows in calendar.cells.items()
+        }
+        for place, calendar in calendars.items()
     }
-    best = {spot: _most([row["optimal_action"] for row in rows]) for spot, rows in cells}
-    lost = {spot: _mean([value_of(row.get("regret")) for row in rows]) for spot, rows in cells}
-    keys = [Key(names[k], action_colour(k, count)) for k in range(count)]
-    if count in chosen.values():
-        keys.append(Key("invalid", INVALID))
-    note = ""
-    if any(len(rows) > 1 for _, rows in cells):
-        note = "Where an hour has several rows: the most frequent action, the mean regret."
-    if calendar.left_out:
-        note += f" {calendar.left_out} days that lost least are left out."
-    return [
-        Panel(f"map-chosen-{place}", "Chosen", _action_map(calendar, chosen, names), keys, place),
-        Panel(f"map-best-{place}", "Best", _action_map(calendar, best, names), (), place),
-        Panel(
-            f"map-regret-{place}", "Regret", _regret_map(calendar, lost), (), place, note.strip()
-        ),
-    ]
+    breaks = classes([value for lost in losses.values() for value in lost.values()])
+    panels = []
+    for place, calendar in calendars.items():
+        panels += _three(records[place], place, calendar, losses[place], breaks)
+    return panels
 
 
 def read_calendar(rows: Sequence[Row]) -> Calendar:
@@ -94,19 +83,38 @@ def moment_of(cell: Any) -> datetime | None:
         return None
 
 
+def _three(
+    record: RunRecord, place: int, calendar: Calendar, lost: dict[Spot, float], breaks: list[float]
+) -> list[Panel]:
+    count, cells = record.n_actions, calendar.cells.items()
+    names = [*record.action_names(count), "invalid"]
+    chosen = {
+        spot: _most([count if r.get("action") is None else r["action"] for r in rows])
+        for spot, rows in cells
+    }
+    best = {spot: _most([row["optimal_action"] for row in rows]) for spot, rows in cells}
+    keys = [Key(names[k], action_colour(k, count)) for k in range(count)]
+    names_of = ["0", *(f"to {short(limit, 2)}" for limit in breaks)]
+    shades = [Key(text, heat(i, len(breaks) + 1)) for i, text in enumerate([*names_of, "more"])]
+    own = [*keys, Key("invalid", INVALID)] if count in chosen.values() else keys
+    note = ""
+    if any(len(rows) > 1 for _, rows in cells):
+        note = "Where an hour has several rows: the most frequent action, the mean regret."
+    if calendar.left_out:
+        note += f" {calendar.left_out} days that lost least are left out."
+    one, other = _action_map(calendar, chosen, names), _action_map(calendar, best, names)
+    costs = _regret_map(calendar, lost, breaks)
+    return [
+        Panel(f"map-chosen-{place}", "Chosen", one, own, place, note.strip()),
+        Panel(f"map-best-{place}", "Best", other, keys, place),
+        Panel(f"map-regret-{place}", "Regret", costs, shades, place),
+    ]
+
+
 def _action_map(calendar: Calendar, found: dict[Spot, int], names: list[str]) -> Figure:
     count = len(names) - 1
     colours = [*(action_colour(k, count) for k in range(count)), INVALID]
-    # Steps of one colour each: with z from -0.5 to K + 0.5, action k has [k, k + 1] / (K + 1).
-    scale = [[(k + side) / (count + 1), colours[k]] for k in range(count + 1) for side in (0, 1)]
-    figure = _map(
-        calendar,
-        found,
-        lambda spot: plain(names[found[spot]]),
-        zmin=-0.5,
-        zmax=count + 0.5,
-        colorscale=scale,
-    )
+    figure = _map(calendar, found, lambda spot: plain(names[found[spot]]), colours)
     # The cross tells invalid answers from actions without any colour.
     figure["layout"]["annotations"] = [
         {
@@ -122,39 +130,34 @@ def _action_map(calendar: Calendar, found: dict[Spot, int], names: list[str]) ->
     return figure
 
 
-def _regret_map(calendar: Calendar, lost: dict[Spot, float]) -> Figure:
-    known = sorted(v for v in lost.values() if math.isfinite(v))
-    # One catastrophe must not turn all else pale: the scale ends at the 95 % quantile.
-    top = known[min(len(known) - 1, int(0.95 * len(known)))] if known else 0.0
-    bar = {
-        "orientation": "h",
-        "thickness": 7,
-        "len": 0.7,
-        "x": 1,
-        "xanchor": "right",
-        "y": 1,
-        "yanchor": "bottom",
-        "outlinewidth": 0,
-        "nticks": 4,
-        "ticklen": 2,
-        "tickfont": {"size": 10},
-        "ypad": 2,
+def _regret_map(calendar: Calendar, lost: dict[Spot, float], breaks: list[float]) -> Figure:
+    known = {spot: value for spot, value in lost.items() if math.isfinite(value)}
+    ranks = {
+        spot: 0 if value <= NOTHING else 1 + bisect.bisect_left(breaks, value)
+        for spot, value in known.items()
     }
-    return _map(
-        calendar,
-        {spot: value for spot, value in lost.items() if math.isfinite(value)},
-        lambda spot: f"regret {short(lost[spot])}",
-        zmin=0,
-        zmax=top or max(known, default=0.0) or 1.0,
-        colorscale=[[0, "@heat0"], [1, "@heat1"]],
-        showscale=True,
-        colorbar=bar,
-    )
+    colours = [heat(rank, len(breaks) + 1) for rank in range(len(breaks) + 2)]
+    return _map(calendar, ranks, lambda spot: f"regret {short(known[spot])}", colours)
+
+
+def classes(values: Sequence[float]) -> list[float]:
+    """Return where the classes of regret above 0 end, the last one open: at 1/3, 2/3 and 0.9.
+
+    Regrets span decades, so an even scale would show one catastrophe and nothing else.
+    """
+    known = sorted(value for value in values if NOTHING < value < math.inf)
+    if not known:
+        return []
+    found = [known[min(len(known) - 1, int(share * len(known)))] for share in (1 / 3, 2 / 3, 0.9)]
+    return sorted(set(found) - {known[-1]})
 
 
 def _map(
-    calendar: Calendar, values: dict[Spot, Any], say: Callable[[Spot], str], **trace: Any
+    calendar: Calendar, values: dict[Spot, int], say: Callable[[Spot], str], colours: list[str]
 ) -> Figure:
+    """Draw whole numbers, each in its colour: with z from -0.5 on, k has a step of its own."""
+    count = len(colours)
+    scale = [[(k + side) / count, colours[k]] for k in range(count) for side in (0, 1)]
     days, hours, cells = calendar.days, calendar.hours, calendar.cells
 
     def text(spot: Spot) -> str:
@@ -175,15 +178,31 @@ def _map(
         "xgap": 1,
         "ygap": 1,
         "showscale": False,
-        **trace,
+        "zmin": -0.5,
+        "zmax": count - 0.5,
+        "colorscale": scale,
     }
     # An episode's name stands at its first day; dates, where there is one episode only.
     several = len({episode for episode, _ in days}) > 1
     ticks = [y for y, day in enumerate(days) if not several or y == 0 or day[0] != days[y - 1][0]]
     labels = [_clip(days[y][0]) if several else days[y][1][5:] for y in ticks]
+    # Thin lines keep episodes apart.
+    between = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": y - 0.5,
+            "y1": y - 0.5,
+            "line": {"color": "@grid", "width": 1},
+            "layer": "below",
+        }
+        for y in (ticks[1:] if several else [])
+    ]
     look = layout(
-        70 + max(10, min(26, 560 // len(days))) * len(days),
-        margin={"t": 30},
+        54 + max(10, min(26, 560 // len(days))) * len(days),
+        shapes=between,
         xaxis={
             "title": {"text": "hour", "standoff": 4, "font": {"size": 11}},
             "showline": False,

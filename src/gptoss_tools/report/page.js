@@ -30,16 +30,16 @@
     } });
   };
   const parse = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  const RAMP = ["ramp0", "ramp1", "ramp2", "ramp3"];
-  const ramp = (place) => {
-    const at = Math.min(place, 0.9999) * (RAMP.length - 1), low = Math.floor(at), part = at - low;
-    const from = palette[RAMP[low]], to = palette[RAMP[low + 1]];
+  const RAMPS = { ramp: ["ramp0", "ramp1", "ramp2", "ramp3"], heat: ["heat0", "heat1"] };
+  const along = (names, place) => {
+    const at = Math.min(place, 0.9999) * (names.length - 1), low = Math.floor(at), part = at - low;
+    const from = palette[names[low]], to = palette[names[low + 1]];
     return from.map((value, i) => Math.round(value + part * (to[i] - value)));
   };
   const colour = (token) => {
-    const [, name, place, opacity] = token.match(/^@([\w-]+)(?::([\d.]+))?(?:\/([\d.]+))?$/);
+    const [, name, place, opacity] = token.match(/^@(\w+)(?::([\d.]+))?(?:\/([\d.]+))?$/);
     if (name === "none") return "rgba(0,0,0,0)";
-    const rgb = name === "ramp" ? ramp(+place) : palette[name];
+    const rgb = place === undefined ? palette[name] : along(RAMPS[name], +place);
     return `rgba(${rgb.join(",")},${opacity ?? 1})`;
   };
   const paint = (value, key = "") => {

@@ -1,24 +1,25 @@
 """How figures look: axes, lines, and colours by name.
 
 Figures are plain dicts in plotly's own JSON schema. Their colours are names of page.css, written
-`@name` (`@name/0.3` with an opacity, `@ramp:0.5` along the ramp of actions), which page.js replaces
+`@name` (`@name/0.3` with an opacity, `@ramp:0.5` along a ramp of colours), which page.js replaces
 by the theme's; so a figure is the same in either theme, and colours stand in one place.
 """
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from gptoss_tools.report.words import short
 
 Trace = dict[str, Any]
 
 RUN_COLOURS = 6
 SILENT: dict[str, Any] = {"hoverinfo": "skip"}
-STEPS: dict[str, Any] = {
-    "title": {"text": "step", "standoff": 4, "font": {"size": 11}},
-    "rangemode": "tozero",
-}
+PERCENT: dict[str, Any] = {"ticksuffix": " %"}
 
 
 def run_colour(place: int) -> str:
@@ -31,6 +32,11 @@ def action_colour(action: int, count: int) -> str:
     return f"@ramp:{action / max(count - 1, 1):.4g}"
 
 
+def heat(rank: int, last: int) -> str:
+    """Return the colour of a rank, from pale (0) to strong (`last`)."""
+    return f"@heat:{rank / max(last, 1):.4g}"
+
+
 def faint(colour: str, opacity: float) -> str:
     """Return the colour with an opacity."""
     return f"{colour}/{opacity:g}"
@@ -41,11 +47,22 @@ def plain(text: Any) -> str:
     return html.escape(str(text), quote=False)
 
 
+def steps_axis(last: int, **more: Any) -> dict[str, Any]:
+    """Return the axis of optimizer steps, from 0 to the last one."""
+    title = {"text": "step", "standoff": 4, "font": {"size": 11}}
+    return {"title": title, "range": [0, max(last, 1)], **more}
+
+
+def points(shares: Sequence[float]) -> list[float]:
+    """Return shares in per cent."""
+    return [100 * share for share in shares]
+
+
 def layout(height: int, **more: Any) -> dict[str, Any]:
     """Return the layout that all figures share; `more` is merged into it."""
     base: dict[str, Any] = {
         "height": height,
-        "margin": {"l": 8, "r": 10, "t": 10, "b": 8},
+        "margin": {"l": 8, "r": 18, "t": 10, "b": 8},
         "paper_bgcolor": "@none",
         "plot_bgcolor": "@none",
         "font": {"size": 12, "color": "@muted"},
@@ -82,6 +99,7 @@ def axis(*, value: bool = False, **more: Any) -> dict[str, Any]:
         "ticklen": 4,
         "tickcolor": "@line",
         "automargin": True,
+        "ticklabeloverflow": "allow",
         "fixedrange": True,
         **more,
     }
@@ -113,40 +131,83 @@ def band(
     }
 
 
-def level(y: float, text: str, place: int = 0, *, colour: str = "@muted") -> tuple[dict, dict]:
-    """Return (shape, annotation) of a horizontal line with its label on it.
-
-    `place` 0, 1, 2 puts the label to the right, the middle, the left, so that near lines keep
-    theirs apart.
-    """
-    side = ("right", "center", "left")[place % 3]
-    shape = {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": y,
-        "y1": y,
-        "line": {"color": colour, "width": 1, "dash": "dot"},
-        "layer": "below",
-    }
-    label = {
-        "text": plain(text),
-        "xref": "paper",
-        "x": {"right": 1, "center": 0.5, "left": 0}[side],
-        "y": y,
-        "xanchor": side,
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 11, "color": colour},
-    }
-    return shape, label
-
-
 def levels(lines: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    """Return the layout's `shapes` and `annotations` for labelled horizontal lines."""
-    drawn = [level(y, text, place) for place, (y, text) in enumerate(sorted(lines, reverse=True))]
-    return {"shapes": [shape for shape, _ in drawn], "annotations": [label for _, label in drawn]}
+    """Return `shapes` and `annotations` of a layout: dotted horizontal lines with their names.
+
+    Names stand on their lines, at three places in turn, so that those of near lines keep apart.
+    """
+    shapes, names = [], []
+    for place, (y, text) in enumerate(sorted(lines, reverse=True)):
+        shapes.append(
+            {
+                "type": "line",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": y,
+                "y1": y,
+                "line": {"color": "@muted", "width": 1, "dash": "dot"},
+                "layer": "below",
+            }
+        )
+        names.append(
+            {
+                "text": plain(text),
+                "xref": "paper",
+                "x": (1, 0.7, 0.4)[place % 3],
+                "y": y,
+                "xanchor": "right",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"size": 11, "color": "@muted"},
+                "bgcolor": "@page/0.75",
+                "borderpad": 1,
+            }
+        )
+    return {"shapes": shapes, "annotations": names}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A value axis from 0, logarithmic where values span a lot, and how values are put on it.
+
+    On a logarithmic axis `low` is the lowest decade that is told apart; what lies below it, zero
+    above all, stands at `low` / 10. On a linear one `low` is 0.
+    """
+
+    axis: dict[str, Any]
+    low: float
+
+    @property
+    def logarithmic(self) -> bool:
+        return self.low > 0
+
+    def put(self, value: float) -> float:
+        """Return where a value stands."""
+        return max(value, self.low / 10)
+
+
+def value_scale(values: Sequence[float], spread: float = 30.0, decades: int = 4) -> Scale:
+    """Return the scale for values of 0 and more: logarithmic where they span `spread` times.
+
+    It tells the upper `decades` apart.
+    """
+    positive = [value for value in values if value > 0]
+    if not positive or max(positive) < spread * min(positive):
+        top = 1.06 * max(positive, default=1.0)
+        return Scale(axis(value=True, range=[0, top]), 0.0)
+    high = math.ceil(math.log10(max(positive)))
+    low = max(math.floor(math.log10(min(positive))), high - decades)
+    ticks = [10.0**e for e in range(low - 1, high + 1)]
+    zero = "0" if min(positive) >= ticks[1] else "\N{ALMOST EQUAL TO} 0"
+    shown = axis(
+        value=True,
+        type="log",
+        range=[low - 1.15, math.log10(max(positive)) + 0.15],
+        tickvals=ticks,
+        ticktext=[zero, *(short(tick, 1) for tick in ticks[1:])],
+    )
+    return Scale(shown, ticks[1])
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

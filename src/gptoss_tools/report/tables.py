@@ -8,7 +8,7 @@ from typing import Any
 
 from gptoss_tools.report.collect import Row, RunRecord, number
 from gptoss_tools.report.parts import Table
-from gptoss_tools.report.words import DASH, between, percent, short
+from gptoss_tools.report.words import DASH, between, percent, short, whole
 
 # What tells two runs apart without meaning anything.
 NAMES = ("output_dir", "run_name", "dry_run", "resume")
@@ -23,7 +23,7 @@ def phases(record: RunRecord, place: int) -> Table | None:
     rows = [
         [
             name,
-            short(number(part.get("n_rows"))),
+            whole(part.get("n_rows")),
             short(number(part.get("regret"))),
             between(part.get("ci95")),
             short(number(part.get("base"))),
@@ -32,7 +32,7 @@ def phases(record: RunRecord, place: int) -> Table | None:
         ]
         for name, part in found.items()
     ]
-    return Table(head, rows, f"{record.label}: held-out figures by phase", place)
+    return Table(head, rows, "By phase", place)
 
 
 def differences(records: Sequence[RunRecord]) -> Table | None:
@@ -95,7 +95,7 @@ def starts(record: RunRecord, place: int) -> Table | None:
         for start in record.starts
     ]
     head = ["start", "time", "machine", "after step", "to step", "command"]
-    return Table(head, rows, f"{record.label}: starts", place)
+    return Table(head, rows, "Starts", place)
 
 
 def _told(record: RunRecord) -> dict[str, str]:

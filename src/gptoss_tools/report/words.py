@@ -57,9 +57,14 @@ def between(interval: Any, digits: int = 3) -> str:
     return f"{short(interval[0], digits)} to {short(interval[1], digits)}"
 
 
+def whole(value: Any) -> str:
+    """Return a count."""
+    return f"{value:,}".replace(",", THIN) if isinstance(value, int) else DASH
+
+
 def count_of(n: int, thing: str) -> str:
     """Return `1 decision`, `2 decisions`."""
-    return f"{n:,} {thing}{'' if n == 1 else 's'}".replace(",", THIN)
+    return f"{whole(n)} {thing}{'' if n == 1 else 's'}"
 
 
 def policy_name(name: str) -> str:

@@ -45,8 +45,9 @@ class Bad:
 
 
 def worst_rows(records: Sequence[RunRecord]) -> list[Bad]:
-    """Return the worst decisions of all runs, each run's in order."""
-    return [_bad(row, place, r) for place, r in enumerate(records) for row in r.worst]
+    """Return the worst decisions of every run, the costliest first."""
+    found = [_bad(row, place, r) for place, r in enumerate(records) for row in r.worst]
+    return sorted(found, key=lambda bad: -bad.regret)
 
 
 def _bad(row: Row, place: int, record: RunRecord) -> Bad:
