@@ -46,10 +46,15 @@ COMMON: dict[str, Any] = {
 ARMS: dict[str, tuple[str, tuple[str, float], dict[str, Any]]] = {
     "trl": ("plain TRL GRPOTrainer, invalid: None", ("boltzmann", 0.05), {}),
     "mask": ("ours, invalid masked (the seed's way)", ("boltzmann", 0.05), {}),
-    "zero": ("ours, invalid earns 0, tau 0.05", ("boltzmann", 0.05), {"invalid_reward": 0.0}),
+    "zero": ("ours, invalid earns 0", ("boltzmann", 0.05), {"invalid_reward": 0.0}),
     "tau 0.02": ("ours, invalid 0, tau 0.02", ("boltzmann", 0.02), {"invalid_reward": 0.0}),
     "tau 0.2": ("ours, invalid 0, tau 0.2", ("boltzmann", 0.2), {"invalid_reward": 0.0}),
-    "regret": ("ours, invalid 0, 1 - regret / 0.2", ("regret", 0.2), {"invalid_reward": 0.0}),
+    "regret": ("ours, invalid 0, regret, tau 0.2", ("regret", 0.2), {"invalid_reward": 0.0}),
+    "log-regret": (
+        "ours, invalid worst, log-regret, tau 0.05",
+        ("log-regret", 0.05),
+        {"invalid_reward": "worst"},
+    ),
 }
 
 
@@ -190,7 +195,7 @@ def draw(curves: list[dict[str, Any]], target: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "learning"
     import matplotlib.pyplot as plt
 
-    colours = ["#999999", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"]
+    colours = ["#999999", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#000000"]
     figure, axes = plt.subplots(figsize=(8, 4.6))
     for colour, arm in zip(colours, ARMS, strict=False):
         own = [c for c in curves if c["arm"] == arm]

@@ -172,10 +172,10 @@ class RolloutSettings(Settings):
     top_p: Share = Field(1.0, description="Nucleus: keep this much probability.")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep this many tokens (0: all).")
     reward: str = Field("decision", description="Reward function: a name or pkg.mod:function.")
-    invalid_reward: float | Literal["mask"] = Field(
+    invalid_reward: float | Literal["mask", "worst"] = Field(
         "mask",
         description="Reward of an answer that is no action: `mask` leaves it out of group and "
-        "loss, a number punishes it.",
+        "loss, `worst` counts it as the row's worst action (at most 0), a number is that number.",
     )
 
 
@@ -356,7 +356,7 @@ class CalcRewardSettings(TableSettings, OverwriteSettings):
 
     paths: list[str] = Field(["data"], description="Tables to score: files, folders or globs.")
     tau: float = Field(0.05, description="Temperature of the Boltzmann rewards, in the units of Q.")
-    method: Literal["boltzmann", "regret", "minmax", "rank"] = Field(
+    method: Literal["boltzmann", "log-regret", "regret", "minmax", "rank"] = Field(
         "boltzmann", description="How values become rewards."
     )
     missing: Literal["error", "mask", "drop"] = Field(

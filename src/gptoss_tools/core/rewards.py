@@ -19,7 +19,7 @@ from gptoss_tools.core.completions import Completion
 from gptoss_tools.errors import ConfigError, DataError
 
 Missing = Literal["error", "mask", "drop"]
-InvalidReward = Literal["mask"] | float
+InvalidReward = Literal["mask", "worst"] | float
 
 
 class RewardFunction(Protocol):
@@ -47,7 +47,8 @@ def q_to_rewards(
 
     Row r has the actions 0..n_actions[r]-1 (default K); beyond them the reward is NaN. A NaN in `q`
     is an unknown value: an error, or its reward is NaN ("mask"), or its row goes ("drop"). -inf is
-    an action known to be infeasible: reward 0. +inf is an error, as is a row of no finite value.
+    an action known to be infeasible: reward 0, or what the row's worst action earns if that is
+    less. +inf is an error, as is a row of no finite value.
     """
     check_tau(tau)
     q = np.asarray(q, dtype=np.float64)
@@ -92,6 +93,21 @@ def regret(q: np.ndarray, tau: float) -> np.ndarray:
         return np.maximum(0.0, 1.0 - (_row_max(q) - q) / tau)
 
 
+@registry.register("q_method", "log-regret")
+def log_regret(q: np.ndarray, tau: float) -> np.ndarray:
+    """1 - ln(1 + regret / tau): 1 for the best action, without a lower bound.
+
+    Keeps the stakes without letting one disaster outweigh a table: regrets well below tau count in
+    proportion, each doubling above it costs 0.69 more. An infeasible action earns what the worst
+    finite one of its row does.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.where(np.isfinite(q), q, np.nan)
+        regret = np.minimum((_row_max(finite) - q) / tau, np.finfo(np.float64).max)
+        worst = (_row_max(finite) + _row_max(-finite)) / tau
+    return 1.0 - np.log1p(np.where(np.isneginf(q), worst, regret))
+
+
 @registry.register("q_method", "minmax")
 def minmax(q: np.ndarray, tau: float) -> np.ndarray:
     """(Q - min) / (max - min) over each row's finite values, 1 everywhere in a tie; tau unused."""
@@ -130,12 +146,16 @@ def decision_reward(
 
 
 def settle(
-    score: float | None, decision: Decision, invalid_reward: InvalidReward = "mask"
+    score: float | None,
+    decision: Decision,
+    invalid_reward: InvalidReward = "mask",
+    rewards_K: Sequence[float] = (),
 ) -> float | None:
     """The reward a completion ends up with; None takes it out of the training step.
 
-    A score stands. Without one (None or NaN) an invalid answer gets `invalid_reward`, and a valid
-    answer of unknown value is always masked: the policy is not to blame for a hole in the table.
+    A score stands. Without one (None or NaN) an invalid answer gets `invalid_reward` ("worst": see
+    `worst_reward`), and a valid answer of unknown value is always masked: the policy is not to
+    blame for a hole in the table.
     """
     if score is not None and not math.isnan(score):
         if math.isinf(score):
@@ -144,23 +164,28 @@ def settle(
                 hint="return None to mask a completion",
             )
         return float(score)
-    if decision.action is None and invalid_reward != "mask":
-        return float(invalid_reward)
-    return None
+    if decision.action is not None or invalid_reward == "mask":
+        return None
+    return worst_reward(rewards_K) if invalid_reward == "worst" else float(invalid_reward)
+
+
+def worst_reward(rewards_K: Sequence[float]) -> float:
+    """What no answer can be worth more than: the least reward of the row, at most 0."""
+    return min([0.0, *(float(r) for r in rewards_K if not math.isnan(r))])
 
 
 def parse_invalid_reward(value: str | float) -> InvalidReward:
-    """`mask` or a finite number, else ConfigError."""
-    if value == "mask":
-        return "mask"
+    """`mask`, `worst` or a finite number, else ConfigError."""
+    if value == "mask" or value == "worst":
+        return value
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(
-            f"invalid_reward {value!r} is neither mask nor a finite number",
-            hint="mask leaves invalid answers out; a penalty below all rewards, say -0.5, counts",
+            f"invalid_reward {value!r} is neither mask nor worst nor a finite number",
+            hint="mask leaves invalid answers out; worst counts them as the row's worst action",
         )
     return number
 

@@ -152,7 +152,7 @@ def score_rows(
     regret = np.where(valid, regret, levels.span)
     reward = np.full(len(q_RK), np.nan)
     if rewards_RK is not None:
-        reward = np.where(rated, np.where(valid, rewards_RK[cell], 0.0), np.nan)
+        reward = np.where(rated, np.where(valid, rewards_RK[cell], worst(rewards_RK)), np.nan)
     return RowScores(
         regret=regret,
         regret_valid=np.where(valid, regret, np.nan),
@@ -179,6 +179,11 @@ def best_actions(q_RK: Floats, tie_tolerance: float) -> Bools:
 def uniform_regret(table: DecisionTable) -> Floats:
     """What a choice by dice among the row's known finite actions costs on average, [R]."""
     return Levels.of(require_q(table)).gap
+
+
+def worst(rewards_RK: Floats) -> Floats:
+    """What an invalid answer earns, [R]: the least of the row's rewards, at most 0."""
+    return np.minimum(0.0, np.where(np.isnan(rewards_RK), 0.0, rewards_RK).min(axis=1))
 
 
 def uniform_reward(rewards_RK: Floats) -> Floats:

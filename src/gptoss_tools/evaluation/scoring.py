@@ -18,7 +18,12 @@ from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.errors import DataError
 from gptoss_tools.evaluation.outcomes import mean
 from gptoss_tools.evaluation.policy import Answer
-from gptoss_tools.evaluation.regrets import refuse_unknown_actions, score_rows, uniform_reward
+from gptoss_tools.evaluation.regrets import (
+    refuse_unknown_actions,
+    score_rows,
+    uniform_reward,
+    worst,
+)
 
 
 def baselines(table: DecisionTable) -> dict[str, Any]:
@@ -73,7 +78,8 @@ def score(answers: Iterable[Answer], table: DecisionTable) -> dict[str, Any]:
         "seconds": float(sum(answer.seconds for answer in answers)),
     }
     if table.rewards is not None:
-        earned = np.where(valid, table.rewards[rows, np.maximum(chosen, 0)], 0.0)
+        held = table.rewards[rows]
+        earned = np.where(valid, held[np.arange(len(rows)), np.maximum(chosen, 0)], worst(held))
         result["reward"] = mean(earned)
         result["unknown"] = int(np.isnan(earned).sum())
     if table.q is not None:

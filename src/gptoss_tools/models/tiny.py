@@ -8,7 +8,8 @@ has to supply that. Where the prompts come from is the caller's affair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -55,8 +56,8 @@ def build_tiny(
 
     `prompts` are rendered Harmony, each ending in `<|start|>assistant`. `on_progress(step, steps,
     loss)` is called after every step. The same prompts and recipe give the same bytes on the same
-    machine with the same number of threads. Raises DataError for other prompts. Torch's global
-    random state is left as it was.
+    kind of machine. Raises DataError for other prompts. Torch's global random state is left as it
+    was.
     """
     recipe = recipe or Recipe()
     if not prompts:
@@ -66,10 +67,21 @@ def build_tiny(
             raise DataError(f"prompt {number} of the tiny model does not end in {PROMPT_END}")
     texts = [*prompts, completion(recipe.answers[0], NO_FACT + ".")]
     tokenizer = build_tokenizer(texts, recipe.vocab_size)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(recipe.seed)
         config = tiny_config(tokenizer)
         config._experts_implementation = "grouped_mm"
         model = GptOssForCausalLM(config)
         pretrain(model, tokenizer, prompts, recipe, on_progress)
     return write_checkpoint(model, config, folder, tokenizer=tokenizer, shards=recipe.shards)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads add gradients of embeddings and experts in any order, so bits would vary."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -101,7 +101,7 @@ class DecisionReward:
         row = {"prompt": prompt, **columns}
         try:
             score = self.function(decision, rewards_K, completion, row)
-            reward = core_rewards.settle(score, decision, self.invalid_reward)
+            reward = core_rewards.settle(score, decision, self.invalid_reward, rewards_K)
         except Exception as error:
             name = getattr(self.function, "__name__", repr(self.function))
             raise TrainingError(
