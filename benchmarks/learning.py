@@ -12,6 +12,8 @@ arms that learning.json already holds (same steps and seeds) are not trained aga
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -148,7 +150,8 @@ def plain_trl(settings: Any) -> None:
         callbacks=[Metrics(folder / "metrics.jsonl", 1), held_out],
     )
     held_out.trainer = trainer
-    trainer.train()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints every record
+        trainer.train()
 
 
 def summarize(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
