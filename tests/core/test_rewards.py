@@ -18,13 +18,15 @@ from gptoss_tools.core.rewards import (
     parse_invalid_reward,
     q_to_rewards,
     settle,
+    worst_reward,
 )
 from gptoss_tools.errors import ConfigError, DataError
 
 # Other work on the machine must not fail a property.
 unhurried = settings(deadline=None)
 
-METHODS = ["boltzmann", "regret", "minmax", "rank"]
+BOUNDED = ["boltzmann", "regret", "minmax", "rank"]
+METHODS = [*BOUNDED, "log-regret"]
 NAN, INF = math.nan, math.inf
 OK = Decision(0, Reason.OK)
 INVALID = Decision(None, Reason.UNPARSABLE)
@@ -59,9 +61,10 @@ def test_regret_minmax_and_rank_by_hand():
 
 @unhurried
 @given(finite_tables, st.sampled_from(METHODS), st.floats(1e-3, 1e3))
-def test_rewards_lie_in_0_to_1_and_keep_the_order_of_the_values(q, method, tau):
+def test_rewards_are_at_most_1_and_keep_the_order_of_the_values(q, method, tau):
     found = rewards(q, method=method, tau=tau)
-    assert ((found >= 0) & (found <= 1)).all()
+    assert (found <= 1).all()
+    assert (found >= 0).all() or method == "log-regret"
     order = np.argsort(q, axis=1, kind="stable")
     assert (np.diff(np.take_along_axis(found, order, axis=1), axis=1) >= 0).all()
 
@@ -89,7 +92,7 @@ def test_huge_values_and_a_tiny_tau_neither_overflow_nor_underflow_to_nan():
         assert np.isfinite(rewards(q, tau=1e-300, method=method)).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDED)
 def test_an_infeasible_action_gets_0_and_leaves_the_others_alone(method):
     found = rewards([[1.0, -INF, 1.2]], method=method)
     assert found[0, 1] == 0
@@ -174,8 +177,27 @@ def test_an_infinite_score_is_an_error():
         settle(INF, OK)
 
 
-def test_the_invalid_reward_is_mask_or_a_number():
+def test_an_invalid_answer_can_count_as_the_worst_action_and_never_pays():
+    assert settle(None, INVALID, "worst", [0.1, 0.9]) == 0.0  # the worst, at most 0
+    assert settle(None, INVALID, "worst", [1.0, -2.5, NAN]) == -2.5
+    assert settle(None, OK, "worst", [1.0, -2.5]) is None  # an unknown value is no invalid answer
+    assert worst_reward([]) == 0.0
+
+
+def test_log_regret_keeps_the_stakes_apart_where_boltzmann_earns_zero_for_both():
+    q = [[0.0, -0.05, -0.2, -26.0]]  # regrets of 0, 1, 4 and 520 tau
+    expected = [1.0, 1 - math.log(2), 1 - math.log(5), 1 - math.log(521)]
+    assert rewards(q, tau=0.05, method="log-regret")[0] == pytest.approx(expected, abs=1e-12)
+    assert rewards(q, tau=0.05)[0, 2:] == pytest.approx([0.0125, 0.0], abs=1e-3)  # e^-4 / 1.4
+    # infeasible is as bad as the worst finite action; unknown stays unknown
+    mixed = rewards([[2.0, 1.0, -INF, NAN]], tau=1.0, method="log-regret", missing="mask")[0]
+    assert mixed[:3] == pytest.approx([1.0, 1 - math.log(2), 1 - math.log(2)])
+    assert math.isnan(mixed[3])
+
+
+def test_the_invalid_reward_is_mask_worst_or_a_number():
     assert parse_invalid_reward("mask") == "mask"
+    assert parse_invalid_reward("worst") == "worst"
     assert parse_invalid_reward("-0.5") == -0.5
     for wrong in ("drop", "nan", "inf"):
         with pytest.raises(ConfigError, match="invalid_reward"):

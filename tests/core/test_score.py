@@ -163,6 +163,11 @@ def test_a_row_has_as_many_rewards_as_it_names_actions():
         score(["x.csv"], overwrite=True)
 
 
+def test_the_share_of_rows_with_losses_beyond_twenty_tau_is_told():
+    # ranges of 1, 3 and 30 with tau 1: one of three is above 20
+    assert score([table("x.csv", (0, 1), (0, 3), (0, 30))], tau=1.0).stats.saturated == 1 / 3
+
+
 def test_statistics_by_hand():
     # Gaps 1, 3, 0 and ranges 2, 3, 0; the last row is tied, the fourth has one feasible action.
     rows = [(0, 1, 2), (0, 0, 3), (5, 5, 5), (1, -math.inf, -math.inf)]
@@ -173,6 +178,7 @@ def test_statistics_by_hand():
     assert stats.range == pytest.approx((0.4, 2.0, 2.8))  # quantiles of 0, 2, 3
     assert (stats.tied, stats.single) == (1, 1)
     assert stats.suggested_tau == 2.0  # median of the gaps above 0: 1 and 3
+    assert stats.saturated == 0  # ranges of at most 3 tau
     # Best minus mean: e^2/(1+e+e^2) - 1/3 = 0.33, and only the tied row is below 0.1.
     assert stats.flat_share == 1 / 4
 

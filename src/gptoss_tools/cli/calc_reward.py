@@ -16,17 +16,18 @@ from .options import command
     examples=[
         "gptoss calc-reward --tau 0.05",
         "gptoss calc-reward data/x_harmony.csv --overwrite",
-        "gptoss calc-reward tables/ --method regret --tau 2 --missing mask",
+        "gptoss calc-reward tables/ --method log-regret --tau 2 --missing mask",
     ],
 )
 def calc_reward(settings: CalcRewardSettings, loaded: Loaded) -> None:
     """Turn action values into rewards.
 
-    Boltzmann: the softmax of Q / tau over a row's actions. Writes NAME_with_reward beside every
-    table, or the table itself with --overwrite. Prints how far the values lie apart, how many rows
-    come out flat, and the tau that suggests.
+    boltzmann: the softmax of Q / tau over a row's actions. log-regret: 1 - ln(1 + regret / tau),
+    which also tells a disaster from a mistake (docs/learning.md compares them). Writes
+    NAME_with_reward beside every table, or the table itself with --overwrite. Prints how far the
+    values lie apart, how many rows come out flat, and the tau that suggests.
     """
-    from ..core.score import score
+    from ..core.score import BOUNDED, SATURATED, score
 
     with out.progress("rows", None, every=100_000) as update:
         result = score(
@@ -57,6 +58,11 @@ def calc_reward(settings: CalcRewardSettings, loaded: Loaded) -> None:
         if values
     ]
     advice = f"; the median gap suggests --tau {stats.suggested_tau}" if stats.suggested_tau else ""
+    if stats.saturated and settings.method in BOUNDED:
+        advice += (
+            f"\nin {stats.saturated:.1%} of them the worst action loses more than {SATURATED:g} "
+            "tau and earns the same 0 as smaller mistakes: --method log-regret tells them apart"
+        )
     data = {**vars(result), "files": [vars(f) for f in result.files], "stats": vars(stats)}
     out.result(
         {**data, "written": not settings.dry_run},

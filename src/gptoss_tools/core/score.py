@@ -25,6 +25,9 @@ from gptoss_tools.errors import ConfigError, DataError
 # actions and Boltzmann rewards that is a best probability below 0.35.
 FLAT = 0.1
 LARGEST = float(np.finfo(float).max)
+# Losses of more than this many tau all earn the same 0 under the bounded methods.
+SATURATED = 20.0
+BOUNDED = ("boltzmann", "regret")
 _REWARD = re.compile(r"reward_action_[0-9]+")
 
 
@@ -45,6 +48,7 @@ class RewardStats:
 
     `gap` is best minus second best, `range` best minus worst finite value: quantiles 10, 50, 90 %,
     None without rows of two finite values. `suggested_tau` is the median of the gaps above 0.
+    `saturated` is the share of rows whose worst action loses more than 20 tau.
     """
 
     rows: int
@@ -55,6 +59,7 @@ class RewardStats:
     tied: int
     single: int
     suggested_tau: float | None
+    saturated: float
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def score(
         on_progress=on_progress,
     )
     files = [ScoredFile(s, tuple(targets[s]), *counts[s]) for s in sources]
-    return ScoreResult(files, collector.stats(), tau, method)
+    return ScoreResult(files, collector.stats(tau), tau, method)
 
 
 class StatsCollector:
@@ -160,8 +165,8 @@ class StatsCollector:
         self._single += int((~several).sum())
         self._actions |= set(inside.sum(axis=1).tolist())
 
-    def stats(self) -> RewardStats:
-        """The statistics of everything added so far."""
+    def stats(self, tau: float) -> RewardStats:
+        """The statistics of everything added so far; `tau` is in the unit of the values."""
         gaps = np.concatenate(self._gaps) if self._gaps else np.empty(0)
         ranges = np.concatenate(self._ranges) if self._ranges else np.empty(0)
         apart = gaps[gaps > 0]
@@ -174,6 +179,7 @@ class StatsCollector:
             tied=self._tied,
             single=self._single,
             suggested_tau=float(f"{np.median(apart):.2g}") if len(apart) else None,
+            saturated=float((ranges > SATURATED * tau).sum() / max(self._rows, 1)),
         )
 
 
