@@ -1,7 +1,7 @@
 """gptoss demo: every stage is the real command line, run as a user would run it.
 
 Stages are processes of their own, so that the interruption can be a real kill. The table at the end
-compares the greedy policy on held-out episodes with what a table alone could tell.
+compares the greedy policy on held-out episodes with rules, dice and the optimum.
 """
 
 from __future__ import annotations
@@ -18,13 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from ..console import align, out
+from ..core.history import read_metrics
 from ..errors import GptossError, RunFolderError
 from ..load import Loaded
 from ..settings import DemoSettings
+from .evaluate import interval, verdict
 from .options import command
 
 TRAIN_EPISODES, HELDOUT_EPISODES = 48, 12
 HELDOUT_SEED = 1000  # added to the seed: no episode is in both tables
+SAMPLES = 4  # answers drawn per held-out row beside the greedy one
+NAMES = {
+    "policy": "after training",
+    "base": "before training",
+    "best": "best possible",
+    "fixed": "best fixed action",
+    "uniform": "uniform over actions",
+}
+LOOP_NAMES = {"best": "optimal", "uniform": "random"}
 CONFIG = """\
 # What the demo trains with: small groups, a rate for a tiny model, and a price for invalid answers.
 model = "tiny"
@@ -35,6 +46,9 @@ data = ["{folder}/data/train_harmony_with_reward.csv"]
 output_dir = "{folder}/run"
 max_steps = {max_steps}
 save_steps = 50
+eval_steps = 25
+eval_data = ["{folder}/data/heldout_harmony_with_reward.csv"]
+eval_batch_size = 144
 seed = {seed}
 num_generations = 8
 prompts_per_step = 8
@@ -44,7 +58,7 @@ learning_rate = 2e-3
 lora_r = 16
 lora_alpha = 32
 loss_type = "dapo"
-invalid_reward = 0.0
+invalid_reward = "worst"
 gradient_checkpointing = false
 logging_steps = 1
 """
@@ -106,7 +120,8 @@ def demo(settings: DemoSettings, loaded: Loaded) -> None:
     """Run the whole of gptoss on the tiny model, from data to export.
 
     Builds the tiny gpt-oss, makes, converts, scores and checks a table, trains, is killed and goes
-    on, tests, exports and generates. Takes a few minutes on 2 cores; no Hub, no account, no GPU.
+    on, tests, exports, evaluates and reports. Takes a few minutes on 2 cores; no Hub, no account,
+    no GPU.
     """
     folder = Path(settings.out)
     if settings.dry_run:
@@ -126,61 +141,73 @@ def _walk(folder: Path, settings: DemoSettings) -> tuple[dict[str, Any], str]:
     config.write_text(CONFIG.format(**fields), encoding="utf-8")
     data, run, export = folder / "data", folder / "run", folder / "export"
     train, heldout = data / "train.csv", data / "heldout.csv"
-    for path, episodes, seed in (
-        (train, TRAIN_EPISODES, settings.seed),
-        (heldout, HELDOUT_EPISODES, settings.seed + HELDOUT_SEED),
+    series = folder / "series"
+    for path, episodes, seed, more in (
+        (train, TRAIN_EPISODES, settings.seed, ()),
+        (heldout, HELDOUT_EPISODES, settings.seed + HELDOUT_SEED, ("--write-series", str(series))),
     ):
         stages.run(
             "make-dataset",
             *("make-dataset", "--out", str(path), "--episodes", str(episodes)),
-            *("--seed", str(seed), "--on-path-rows", "6", "--off-path-rows", "6"),
+            *("--seed", str(seed), "--on-path-rows", "6", "--off-path-rows", "6", *more),
         )
     stages.run("convert-harmony", "convert-harmony", str(data))
-    stages.run("calc-reward", "calc-reward", str(data), "--tau", "0.05")
+    stages.run("calc-reward", "calc-reward", str(data), "--method", "log-regret")
     stages.run("check-data", "check-data", str(data))
     table = str(data / "heldout_harmony_with_reward.csv")
-    ask = ("--data", table, "--max-new-tokens", "40", "--batch-size", "128")
-    before = stages.run("generate", "generate", "tiny", *ask)
+    ask = ("--data", table, "--max-new-tokens", "40", "--batch-size", "144")
     middle = max(1, settings.max_steps * 2 // 5)
     metrics = run / "metrics.jsonl"
     reached = stages.kill_at("train-grpo", middle, metrics, "train-grpo")
     stages.run("resume", "resume", str(run))
     stages.run("test-adapter", "test-adapter", str(run), "--data", table, "--max-new-tokens", "40")
     stages.run("export", "export", str(run), "--out", str(export))
-    after = stages.run("generate", "generate", str(run), *ask)
+    loop = ("--closed-loop", str(series), "--samples", str(SAMPLES))
+    after = stages.run("evaluate", "evaluate", str(run), *ask, *loop)
     exported = stages.run("generate", "generate", str(export), *ask)
+    report = stages.run("report", "report", str(run))
+    found = {policy["name"]: policy for policy in after["policies"]}
     result = {
-        "reward_uniform": after["reward_uniform"],
-        "reward_fixed": after["reward_fixed"],
-        "reward_before": before["reward"],
-        "reward_after": after["reward"],
+        "reward_uniform": after["reward"]["uniform"],
+        "reward_fixed": after["reward"]["fixed"],
+        "reward_before": after["reward"]["base"],
+        "reward_after": after["reward"]["mean"],
         "reward_exported": exported["reward"],
-        "reward_best": after["reward_best"],
-        "invalid_before": before["invalid"],
-        "invalid_after": after["invalid"],
+        "reward_best": after["reward"]["best"],
+        "regret_before": after["regret"]["base"],
+        "regret_after": after["regret"]["mean"],
+        "regret_exported": exported["regret"],
+        "difference": after["regret"]["difference"],
+        "invalid_before": found["base"]["invalid"],
+        "invalid_after": after["invalid"]["total"],
+        "kg_co2": after["kg_co2"],
         "killed_after_step": reached,
+        "report": report["report"],
         "seconds": time.monotonic() - started,
         "stages": stages.seconds,
     }
-    return result, _table(result, after["rows"])
+    return result, _table(result, after, exported)
 
 
-def _table(result: dict[str, Any], rows: int) -> str:
-    names = {
-        "uniform over actions": "reward_uniform",
-        "before training": "reward_before",
-        "best fixed action": "reward_fixed",
-        "after training": "reward_after",
-        "after export to MXFP4": "reward_exported",
-        "best possible": "reward_best",
-    }
-    rewards = [{"policy": name, "mean reward": result[key]} for name, key in names.items()]
+def _table(result: dict[str, Any], after: dict[str, Any], exported: dict[str, Any]) -> str:
+    rows = [
+        {
+            "policy": NAMES.get(policy["name"], f"rule: {policy['name']}"),
+            "regret": policy["regret"],
+            "95 %": interval(policy["ci95"]),
+            "mean reward": policy["reward"],
+            "kgCO2 a series": result["kg_co2"].get(LOOP_NAMES.get(policy["name"], policy["name"])),
+            "invalid": policy["invalid"],
+        }
+        for policy in after["policies"]
+    ]
     times = [{"stage": name, "seconds": spent} for name, spent in result["stages"].items()]
     return (
-        f"greedy policy on {rows} held-out decisions\n{align(rewards)}\n\n"
-        f"invalid answers: {result['invalid_before']:.1%} before, "
-        f"{result['invalid_after']:.1%} after\n\n"
-        f"{align(times)}\nall of it: {result['seconds']:.0f} s"
+        f"greedy policy on {after['n_rows']} held-out decisions of {after['n_episodes']} episodes, "
+        f"and driving the plant through these episodes\n{align(rows)}\n"
+        f"{verdict(after['regret'])}\n"
+        f"exported to MXFP4: regret {exported['regret']:.4g}, mean reward {exported['reward']:.4g}"
+        f"\n\n{align(times)}\nall of it: {result['seconds']:.0f} s\nreport: {result['report']}"
     )
 
 
@@ -207,8 +234,6 @@ def _environment() -> dict[str, str]:
 
 
 def _steps(metrics: Path) -> int:
-    """Return how many steps the run has logged."""
-    try:
-        return metrics.read_text(encoding="utf-8").count("\n")
-    except FileNotFoundError:
-        return 0
+    """Return the last step that the run has logged in full."""
+    trained = [record["step"] for record in read_metrics(metrics) if "loss" in record]
+    return trained[-1] if trained else 0
