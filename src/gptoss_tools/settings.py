@@ -459,10 +459,29 @@ class ExportSettings(OverwriteSettings):
 
     target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")
     base: str | None = Field(None, description="Base checkpoint (default: the adapter's own).")
-    format: Literal["mxfp4"] = Field("mxfp4", description="Layout of the merged checkpoint.")
+    format: Literal["mxfp4", "bf16", "gguf", "adapter"] = Field(
+        "mxfp4",
+        description="mxfp4: the published layout; bf16: experts dequantised; gguf: one file for "
+        "llama.cpp and Ollama; adapter: the adapter alone, for PEFT and as a GGUF LoRA.",
+    )
+    gguf_dtype: Literal["bf16", "f32"] = Field(
+        "bf16", description="Type of the attention weights in a GGUF (f32: unrounded)."
+    )
+    requantize_experts: bool = Field(
+        False,
+        description="Merge LoRA on experts into MXFP4 all the same, at the loss that is printed.",
+    )
     out: str | None = Field(None, description="Folder to write (default: exports/NAME).")
     push: bool = Field(False, description="Upload the export to the Hub (needs HF_TOKEN).")
     repo_id: str | None = Field(None, description="Hub repository, user/name.")
+
+
+class VerifyExportSettings(Settings):
+    """verify-export."""
+
+    folder: str = Field(description="Exported folder.")
+    base: str | None = Field(None, description="Base checkpoint (default: the export's own).")
+    forward: bool = Field(True, description="Also run a prompt through it, where memory allows.")
 
 
 class DemoSettings(OverwriteSettings):

@@ -124,10 +124,11 @@ def reward(records: Sequence[RunRecord]) -> Panel:
         traces.append({"type": "scatter", "mode": "markers", "cliponaxis": False, **spots, **said})
     if not any(trace["x"] for trace in traces):
         return Panel("reward", "Mean reward", missing=untrained(records[0]))
+    last = last_step(records)
     worth = next((found for r in records if (found := r.found("reward"))), {})
     names = {"uniform": "uniform", "fixed": "best fixed action", "best": "best possible"}
     lines = [(v, names[n]) for n in names if (v := number(worth.get(n))) is not None]
-    look = layout(300, hovermode="x unified", xaxis=steps_axis(last_step(records)), **levels(lines))
+    look = layout(300, hovermode="x unified", xaxis=steps_axis(last), **levels(lines, traces, last))
     note = "Pale: every record; full: a running mean."
     note += " Diamonds: greedy answers to held-out rows." if measured else ""
     note += " Dotted: what the held-out tables allow." if lines else ""

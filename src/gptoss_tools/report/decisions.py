@@ -107,7 +107,7 @@ def stakes(record: RunRecord, place: int) -> Panel:
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
-    x_title = {"text": "best minus second best, in the unit of Q", "standoff": 6}
+    x_title = {"text": "best minus second best, in the unit of Q", "font": {"size": 11}}
     look = layout(
         340, xaxis={**across.axis, "title": {**x_title, "font": {"size": 11}}}, yaxis=up.axis
     )

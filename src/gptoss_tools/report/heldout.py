@@ -40,7 +40,7 @@ def over_steps(records: Sequence[RunRecord]) -> Panel:
         hovermode="x unified",
         xaxis=steps_axis(last_step(records)),
         yaxis={"range": [0, limit]},
-        **levels([(value, name) for value, name in lines if value <= limit]),
+        **levels([line for line in lines if line[0] <= limit], traces, last_step(records)),
     )
     note = "Greedy answers to held-out rows; the band is the 95 % interval over episodes."
     if alone:

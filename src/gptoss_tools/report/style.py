@@ -131,13 +131,34 @@ def band(
     }
 
 
-def levels(lines: Sequence[tuple[float, str]]) -> dict[str, Any]:
+def levels(
+    lines: Sequence[tuple[float, str]], traces: Sequence[Trace] = (), last: int = 1
+) -> dict[str, Any]:
     """Return `shapes` and `annotations` of a layout: dotted horizontal lines with their names.
 
-    Names stand on their lines, at three places in turn, so that those of near lines keep apart.
+    A name stands on its line as far to the right as it keeps clear of the curves of `traces`, whose
+    x goes from 0 to `last`.
     """
+    curves = [
+        (x / max(last, 1), y)
+        for trace in traces
+        for x, y in zip(trace["x"], trace["y"], strict=True)
+    ]
+    heights = [y for _, y in curves] + [y for y, _ in lines]
+    clear = 0.07 * (max(heights, default=1.0) - min(heights, default=0.0))
     shapes, names = [], []
-    for place, (y, text) in enumerate(sorted(lines, reverse=True)):
+    for y, text in sorted(lines, reverse=True):
+        rooms = {
+            place: min(
+                [abs(other - y) for x, other in curves if place - 0.2 <= x <= place]
+                + [abs(name["y"] - y) for name in names if name["x"] == place],
+                default=math.inf,
+            )
+            for place in (1, 0.75, 0.5, 0.25)
+        }
+        place = next(
+            (p for p, room in rooms.items() if room > clear), max(rooms, key=rooms.__getitem__)
+        )
         shapes.append(
             {
                 "type": "line",
@@ -154,14 +175,12 @@ def levels(lines: Sequence[tuple[float, str]]) -> dict[str, Any]:
             {
                 "text": plain(text),
                 "xref": "paper",
-                "x": (1, 0.7, 0.4)[place % 3],
+                "x": place,
                 "y": y,
                 "xanchor": "right",
                 "yanchor": "bottom",
                 "showarrow": False,
                 "font": {"size": 11, "color": "@muted"},
-                "bgcolor": "@page/0.75",
-                "borderpad": 1,
             }
         )
     return {"shapes": shapes, "annotations": names}
