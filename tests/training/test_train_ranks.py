@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import run_lab
 
+from gptoss_tools.core.history import read_metrics
 from gptoss_tools.core.runs import open_run
 
 pytestmark = pytest.mark.slow
@@ -71,3 +72,16 @@ def test_a_resumed_pair_ends_with_the_same_bits_and_one_alone_is_refused(lab):
 def test_what_one_process_refuses_ends_both(lab):
     code, errors = launch(lab, "train", 2, name="two", **BATCH)
     assert code != 0 and "already holds a run" in errors
+
+
+def test_two_processes_share_the_held_out_rows_and_measure_what_one_does(lab):
+    (lab / "held.csv").write_text((lab / "table.csv").read_text().replace("case", "held"))
+    held = {"eval_steps": 2, "eval_data": [str(lab / "held.csv")], "max_steps": 2}
+    found = []
+    for processes in (1, 2):
+        code, errors = launch(lab, "train", processes, name=f"held{processes}", **BATCH | held)
+        assert code == 0, errors[-3000:]
+        records = read_metrics(lab / f"held{processes}" / "metrics.jsonl")
+        found.append({r["step"]: r["eval_regret"] for r in records if "eval_regret" in r})
+    assert found[0] == found[1]
+    assert list(found[0]) == [0, 2]
