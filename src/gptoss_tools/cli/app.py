@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "test-adapter": "Show what an adapter answers to one prompt.",
     "generate": "Answer a prompt, or every row of a table.",
     "evaluate": "Measure a policy on held-out decisions, with intervals and baselines.",
-    "export": "Merge an adapter into its MXFP4 base checkpoint.",
+    "export": "Merge an adapter into its base checkpoint, for serving.",
     "runs": "List runs: state, steps, held-out regret, size.",
     "report": "Make one HTML page that shows what runs learned.",
     "config": "Show every setting of a command and where its value comes from.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..console import align, out
+from ..errors import RunFolderError
 from ..load import Loaded
 from ..settings import ExportSettings
-from .common import cache_dir, hub_token
+from .common import build_tiny_first, cache_dir, hub_token
 from .options import command
 
 
@@ -17,34 +18,43 @@ from .options import command
     positional="target",
     examples=[
         "gptoss export runs/first --out exports/first",
-        "gptoss export runs/first --base openai/gpt-oss-20b --dry-run",
+        "gptoss export runs/first/adapter-best --base openai/gpt-oss-20b --dry-run",
+        "gptoss export runs/first --format gguf --out exports/first-gguf",
         "gptoss export runs/first --push --repo-id me/first",
     ],
 )
 def export(settings: ExportSettings, loaded: Loaded) -> None:
-    """Merge an adapter into its MXFP4 base checkpoint.
+    """Merge an adapter into its base checkpoint, for serving.
 
-    Works from files, without loading the model: everything but the attention weights that LoRA
-    touched is copied byte for byte. Says how much of the adapter survives rounding to bfloat16.
+    Works from files, without loading the model. In the base's own layout (mxfp4) everything but the
+    attention weights that LoRA touched is copied byte for byte. Says how much of the adapter
+    survives rounding.
     """
     from ..export.hub import push, require_push
 
     token = hub_token()
     repo_id = require_push(token, settings.repo_id) if settings.push else None
-    from ..core.runs import open_run
     from ..evaluation.sources import find_source
-    from ..export.merge import export_mxfp4
+    from ..export.formats import export as write
     from ..models.snapshot import checkpoint_folder
 
     source = find_source(settings.target, settings.base)
-    run = open_run(settings.target)
+    if source.adapter is None:
+        raise RunFolderError(
+            f"{settings.target} is a model, not an adapter",
+            hint="name a run, a checkpoint or an adapter folder; --base names the model",
+        )
+    build_tiny_first(source.base)
     base = checkpoint_folder(source.base, cache_dir=cache_dir())
-    folder = Path(settings.out or Path("exports") / run.path.name)
+    folder = Path(settings.out or Path("exports") / (source.run or source.adapter).name)
     with out.progress("bytes", None, every=1 << 30) as update:
-        report = export_mxfp4(
-            run.adapter().path,
+        report = write(
+            settings.format,
+            source.adapter,
             base,
             folder,
+            dtype=settings.gguf_dtype,
+            requantize_experts=settings.requantize_experts,
             overwrite=settings.overwrite,
             dry_run=settings.dry_run,
             on_progress=lambda what, done, total: update(done, total=total, doing=what),
@@ -65,4 +75,4 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
         f"{report.bytes_rewritten / 1e6:.1f} MB rewritten\n{align(rows)}",
     )
     if not settings.dry_run:
-        out.hint(f"gptoss generate {folder} --prompt-file PROMPT.txt")
+        out.hint(f"gptoss verify-export {folder}")

@@ -1,0 +1,66 @@
+"""The formats that an adapter can be exported to: one table, one signature.
+
+To add a format: write a function `(adapter_dir, base_dir, out_dir, *, overwrite, dry_run,
+on_progress, ...) -> ExportReport`, add its row here and its name in `ExportSettings.format`. Its
+module is imported when the format is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from gptoss_tools.errors import ConfigError
+from gptoss_tools.export.plan import Progress
+from gptoss_tools.export.record import ExportReport
+
+
+class Format(NamedTuple):
+    """Where the function that writes a format lives, and which options of its own it takes."""
+
+    module: str
+    function: str
+    options: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "mxfp4": Format("merge", "export_mxfp4"),
+    "gguf": Format("gguf", "export_gguf", ("dtype",)),
+    "adapter": Format("gguf_lora", "export_adapter"),
+}
+
+
+def export(
+    format: str,
+    adapter_dir: Path,
+    base_dir: Path,
+    out_dir: Path,
+    *,
+    dtype: Literal["bf16", "f32"] = "bf16",
+    requantize_experts: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> ExportReport:
+    """Write base + adapter to `out_dir`; the folder appears whole or not at all.
+
+    `dtype` is that of a GGUF's attention weights. Raises ConfigError or DataError for what cannot
+    be exported so, RunFolderError for an `out_dir` in the way, GptossError where the disk is full.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format {format!r} is unknown", hint="use " + ", ".join(FORMATS))
+    chosen = FORMATS[format]
+    if requantize_experts and "requantize_experts" not in chosen.options:
+        raise ConfigError(f"requantize_experts has no meaning for {format}", hint="leave it out")
+    own = {"dtype": dtype, "requantize_experts": requantize_experts}
+    write = getattr(importlib.import_module(f"{__package__}.{chosen.module}"), chosen.function)
+    return write(
+        adapter_dir,
+        base_dir,
+        out_dir,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_progress=on_progress,
+        **{name: own[name] for name in chosen.options},
+    )

@@ -1,0 +1,97 @@
+"""What an export will read and change, found out before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptoss_tools.core.publish import MANIFEST
+from gptoss_tools.errors import DataError, RunFolderError
+from gptoss_tools.export import adapter as adapters
+from gptoss_tools.export.record import RECORD
+from gptoss_tools.export.safetensors_io import Checkpoint, open_checkpoint
+
+_LEFT_BEHIND = (".bin", ".gguf", ".pt", ".pth", ".safetensors", ".onnx", ".msgpack", ".h5")
+_NOT_THE_BASE = {"README.md", "SERVING.md", "Modelfile", MANIFEST, RECORD, adapters.CONFIG}
+Progress = Callable[[str, int, int], None]
+"""Called with (what, bytes done, bytes in all)."""
+
+
+def tell_nobody(what: str, done: int, total: int) -> None:
+    """The listener where nobody listens."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Base, changes, and what else belongs to the model; `extra` is config.json, tokenizer, terms.
+
+    `bytes_rewritten` counts the base's tensors that the adapter changes.
+    """
+
+    adapter_dir: Path
+    base: Checkpoint
+    base_name: str
+    changes: tuple[adapters.Change, ...]
+    extra: tuple[Path, ...]
+    bytes_rewritten: int
+
+    @property
+    def copies(self) -> tuple[Path, ...]:
+        """Every file that an export in the base's own layout starts from.
+
+        The index comes last, so a folder that was cut off does not even look like a checkpoint.
+        """
+        return (*self.base.shards, *self.extra, *([self.base.index] if self.base.index else []))
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of all `copies`."""
+        return sum(path.stat().st_size for path in self.copies)
+
+
+def plan_export(adapter_dir: Path, base_dir: Path) -> ExportPlan:
+    """Check that the adapter fits the base, and list what will be copied and rewritten.
+
+    Raises DataError or ConfigError for whatever cannot be merged exactly, see `export.adapter`.
+    """
+    base = open_checkpoint(base_dir)
+    changes = tuple(adapters.read_changes(adapter_dir, base))
+    extra = tuple(
+        path
+        for path in sorted(base_dir.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.suffix not in _LEFT_BEHIND
+        and path.name not in _NOT_THE_BASE
+        and path != base.index
+    )
+    if not any(path.name == "config.json" for path in extra):
+        raise DataError(f"{base_dir} holds no config.json")
+    return ExportPlan(
+        adapter_dir=adapter_dir,
+        base=base,
+        base_name=name_of(base_dir, adapter_dir),
+        changes=changes,
+        extra=extra,
+        bytes_rewritten=sum(change.base.nbytes for change in changes),
+    )
+
+
+def name_of(base_dir: Path, adapter_dir: Path) -> str:
+    """The base's name without a path of this machine: the adapter's own word, or the folder's."""
+    named = adapters.read_config(adapter_dir).get("base_model_name_or_path") or ""
+    return base_dir.resolve().name if not named or Path(named).is_absolute() else named
+
+
+def check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
+    """Raise RunFolderError where `out` holds what is read, is not ours, or may not be replaced."""
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise RunFolderError(f"{out} holds {source}, which the export reads", hint="use --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / RECORD).is_file():
+        raise RunFolderError(f"{out} exists and is no export of ours", hint="name another --out")
+    if not overwrite:
+        raise RunFolderError(f"{out} exists", hint="pass --overwrite, or name another --out")
