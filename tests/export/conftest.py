@@ -64,3 +64,17 @@ def make_adapter(base):
 @pytest.fixture(scope="session")
 def adapter(make_adapter, tmp_path_factory):
     return make_adapter(tmp_path_factory.mktemp("run") / "adapter")
+
+
+@pytest.fixture(scope="session")
+def expert_adapter(make_adapter, tmp_path_factory):
+    """LoRA on attention and experts, in the layout of `lora_target_modules` with `experts`."""
+    from gptoss_tools.models.lora import lora_config
+
+    wanted = lora_config(target_modules=["all-linear", "experts"])
+    folder = tmp_path_factory.mktemp("run") / "expert-adapter"
+    return make_adapter(
+        folder,
+        target_modules=wanted.target_modules,
+        target_parameters=wanted.target_parameters,
+    )

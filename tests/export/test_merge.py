@@ -140,10 +140,10 @@ def test_a_single_file_without_index_is_a_checkpoint_too(base, adapter, tmp_path
 
 @pytest.mark.parametrize("chunk", [64, 1000])
 def test_large_tensors_merge_in_pieces(chunk, base, make_adapter, tmp_path, monkeypatch):
-    from gptoss_tools.export import adapter as adapters
+    from gptoss_tools.export import changes
 
     made = make_adapter(tmp_path / "adapter", use_dora=True)
-    monkeypatch.setattr(adapters, "_CHUNK", chunk)
+    monkeypatch.setattr(changes, "CHUNK", chunk)
     export_mxfp4(made, base, tmp_path / "out")
     assert_equals_peft(base, made, tmp_path / "out")
 
@@ -177,20 +177,15 @@ def test_a_dry_run_measures_and_writes_nothing(base, adapter, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["real"]
 
 
-def test_experts_are_refused_with_the_reason_and_a_way_out(base, make_adapter, tmp_path):
-    made = make_adapter(
-        tmp_path / "adapter",
-        target_modules=["q_proj"],
-        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-    )
+def test_experts_are_refused_with_the_reason_and_the_ways_out(base, expert_adapter, tmp_path):
     with pytest.raises(ConfigError, match="MXFP4") as caught:
-        export_mxfp4(made, base, tmp_path / "out")
-    assert "unmerged" in caught.value.hint
-    config = json.loads((made / "adapter_config.json").read_text())
-    config["target_parameters"] = None  # the tensors alone must give it away
-    (made / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="MXFP4"):
-        export_mxfp4(made, base, tmp_path / "out")
+        export_mxfp4(expert_adapter, base, tmp_path / "out")
+    for way in ("unmerged", "--format bf16", "--requantize-experts"):
+        assert way in caught.value.hint
+    silent = shutil.copytree(expert_adapter, tmp_path / "adapter")
+    edit_config(silent, target_parameters=None)  # the tensors alone must give it away
+    with pytest.raises(DataError, match="LoRA on 2 parameters .* name 0"):
+        export_mxfp4(silent, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,19 +47,33 @@ class TensorRef:
         """The float type that torch computes with, None for packed and integer types."""
         return _TYPES.get(self.kind)
 
+    def pieces(self, values: int) -> Iterator[tuple[int, int]]:
+        """Ranges of rows (first axis) that hold about `values` values each."""
+        rows = self.shape[0] if self.shape else 1
+        step = max(1, values // max(1, math.prod(self.shape[1:])))
+        for first in range(0, rows, step):
+            yield first, min(rows, first + step)
+
+    def read_bytes(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Bytes first..last of the tensor (all by default)."""
+        last = self.nbytes if last is None else min(last, self.nbytes)
+        with self.path.open("rb") as file:
+            file.seek(self.offset + first)
+            data = np.fromfile(file, dtype=np.uint8, count=last - first)
+        if data.nbytes != last - first:
+            raise DataError(f"{self.path} ends inside the tensor {self.name}")
+        return data
+
     def read(self, first: int = 0, last: int | None = None) -> torch.Tensor:
-        """Read rows first..last of the first axis (all by default) in the stored type."""
-        if self.dtype is None:
+        """Read rows first..last of the first axis (all by default): floats, or packed bytes."""
+        dtype = torch.uint8 if self.kind == "U8" else self.dtype
+        if dtype is None:
             raise DataError(f"{self.name} in {self.path} is {self.kind}, not a float type")
         rows = self.shape[0] if self.shape else 1
         last = rows if last is None else min(last, rows)
         step = self.nbytes // rows if rows else 0
-        with self.path.open("rb") as file:
-            file.seek(self.offset + first * step)
-            data = np.fromfile(file, dtype=np.uint8, count=(last - first) * step)
-        if data.nbytes != (last - first) * step:
-            raise DataError(f"{self.path} ends inside the tensor {self.name}")
-        return torch.from_numpy(data).view(self.dtype).reshape(last - first, *self.shape[1:])
+        data = torch.from_numpy(self.read_bytes(first * step, last * step))
+        return data.view(dtype).reshape(last - first, *self.shape[1:])
 
 
 def read_header(path: Path) -> dict[str, TensorRef]:

@@ -1,0 +1,93 @@
+"""One tensor's change by a LoRA adapter, computed in float32 a piece at a time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptoss_tools.errors import DataError
+from gptoss_tools.export.safetensors_io import TensorRef
+
+CHUNK = 1 << 24  # values per piece: one attention matrix whole, 64 MB in float32
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one base tensor changes: new values first, then a LoRA product or a LoRA bias on them.
+
+    Shapes: base and `new` [out, in] or [out], A [r, in], B [out, r], magnitude [out], plus [out].
+    """
+
+    base: TensorRef
+    a: TensorRef | None = None
+    b: TensorRef | None = None
+    scale: float = 1.0
+    magnitude: TensorRef | None = None
+    plus: TensorRef | None = None
+    new: TensorRef | None = None
+
+    @property
+    def kind(self) -> str:
+        """lora, dora, bias or replaced, for tables."""
+        if self.a is not None:
+            return "dora" if self.magnitude is not None else "lora"
+        return "bias" if self.plus is not None else "replaced"
+
+    def merged(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield (first row, stored rows, merged float32 rows), about 64 MB of float32 at a time."""
+        a = self.a.read().float() if self.a is not None else None
+        for first, last in self.base.pieces(CHUNK):
+            stored = self.base.read(first, last)
+            start = stored if self.new is None else self.new.read(first, last)
+            merged = start.to(torch.float32, copy=True)
+            if a is not None and self.b is not None:
+                merged += (self.b.read(first, last).float() @ a) * self.scale
+            if self.plus is not None:
+                merged += self.plus.read(first, last).float() * self.scale
+            if self.magnitude is not None:
+                norm = torch.linalg.vector_norm(merged, dim=1)
+                factor = self.magnitude.read(first, last).float() / norm
+                merged *= factor[:, None]
+            yield first, stored, merged
+
+
+def scale_of(module: str, rank: int, config: dict[str, Any]) -> float:
+    """The factor of B @ A: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
+    alpha = by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def rank_of(module: str, config: dict[str, Any]) -> int:
+    """The rank that the adapter's config gives a module."""
+    return by_pattern(config.get("rank_pattern") or {}, module, config.get("r", 8))
+
+
+def by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the end of the module's name, from a dot on."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def same_shape(ref: TensorRef, shape: tuple[int, ...], what: str) -> None:
+    """Raise DataError unless the adapter's tensor has the shape that the base asks for."""
+    if ref.shape != shape:
+        raise DataError(
+            f"{ref.path}: {ref.name} has shape {ref.shape}, but {what} needs {shape}",
+            hint="is this the base that the adapter was trained on?",
+        )
+
+
+def check_finite(ref: TensorRef) -> None:
+    """Raise DataError where the adapter's tensor holds NaN or infinity."""
+    for first, last in ref.pieces(CHUNK):
+        if not bool(torch.isfinite(ref.read(first, last)).all()):
+            raise DataError(
+                f"{ref.path}: {ref.name} holds NaN or infinity", hint="use an earlier checkpoint"
+            )
