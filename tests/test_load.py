@@ -27,7 +27,7 @@ def test_without_anything_the_values_are_the_seed_recipe():
     )
     assert (s.num_generations, s.gradient_accumulation_steps, s.prompts_per_step) == (16, 4, 1)
     assert (s.max_steps, s.save_steps, s.learning_rate, s.seed) == (200, 20, 5e-5, 42)
-    assert (s.loss_type, s.scale_rewards, s.invalid_reward) == ("dr_grpo", "none", "mask")
+    assert (s.loss_type, s.scale_rewards, s.invalid_reward) == ("dr_grpo", "none", "worst")
     assert (s.max_prompt_length, s.max_completion_length) == (1000, 4000)
     assert declared.CalcRewardSettings().tau == 0.05
 
@@ -140,7 +140,7 @@ def test_a_named_settings_file_must_exist_and_parse():
 
 # `format` names another set of layouts in every command; lists of inputs differ in their default.
 DIFFERENT_ON_PURPOSE = {"format", "paths", "data", "out", "target", "max_steps", "save_steps"}
-DIFFERENT_ON_PURPOSE |= {"report_to"}  # in `resume` an option without a value of its own
+DIFFERENT_ON_PURPOSE |= {"report_to", "eval_steps"}  # in `resume` without a value of their own
 
 
 def test_a_name_means_one_thing_in_every_command():

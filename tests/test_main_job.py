@@ -20,7 +20,7 @@ def gptoss_process(*arguments: object, check: bool = True) -> subprocess.Complet
     return done
 
 
-def test_the_demo_learns_is_killed_goes_on_and_exports_what_it_learned():
+def test_the_demo_learns_is_killed_goes_on_exports_evaluates_and_reports():
     done = gptoss_process("demo", "--out", "demo", "--json")
     result = json.loads(done.stdout)
     halfway = (result["reward_uniform"] + result["reward_best"]) / 2
@@ -34,6 +34,20 @@ def test_the_demo_learns_is_killed_goes_on_and_exports_what_it_learned():
     starts = Path("demo/run/metrics.jsonl").read_text().splitlines()
     assert {json.loads(line)["segment"] for line in starts} == {1, 2}
     assert json.loads(starts[-1])["step"] == 200
+    # better than its base on the same rows, and not by luck
+    assert result["regret_after"] < result["regret_before"]
+    assert result["difference"]["ci95"][1] < 0
+    assert result["regret_exported"] == pytest.approx(result["regret_after"], abs=0.05)
+    kg = result["kg_co2"]
+    assert kg["optimal"] < kg["policy"] < kg["base"] and kg["policy"] < kg["random"]
+    evaluation = json.loads(Path("demo/run/evaluation/evaluation.json").read_text())
+    assert (evaluation["n_rows"], evaluation["n_episodes"]) == (144, 12)
+    for policy in evaluation["closed_loop"]["policies"]:
+        assert policy["regret_sum"] == pytest.approx(policy["loss"], abs=1e-9)
+    assert "<html" in Path(result["report"]).read_text(encoding="utf-8")
+    assert (Path("demo/run/adapter-best") / "adapter_model.safetensors").is_file()
+    [listed] = json.loads(gptoss_process("runs", "demo", "--json").stdout)["runs"]
+    assert listed["state"] == "finished" and listed["regret"] == result["regret_after"]
 
 
 def test_published_tables_go_the_whole_way_to_a_short_training(shared_data):

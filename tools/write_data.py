@@ -38,7 +38,7 @@ def write_tables(data: Path) -> None:
             writer.write(table)
         convert([legacy], date=DATE)
         legacy.unlink()
-        score([folder], tau=0.05, overwrite=True)
+        score([folder], tau=0.05, method="log-regret", overwrite=True)
 
 
 def write_prompts(target: Path) -> None:

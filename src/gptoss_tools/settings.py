@@ -173,7 +173,7 @@ class RolloutSettings(Settings):
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep this many tokens (0: all).")
     reward: str = Field("decision", description="Reward function: a name or pkg.mod:function.")
     invalid_reward: float | Literal["mask", "worst"] = Field(
-        "mask",
+        "worst",
         description="Reward of an answer that is no action: `mask` leaves it out of group and "
         "loss, `worst` counts it as the row's worst action (at most 0), a number is that number.",
     )
@@ -420,10 +420,10 @@ class EvaluateSettings(
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
     data: list[str] = Field(["data/heldout"], description="Tables with values for every action.")
-    base: str | None = Field(
-        None, description="Model to compare with (default: the adapter's own base)."
+    compare: bool = Field(True, description="Let a base model answer the same rows.")
+    compare_with: str | None = Field(
+        None, description="That model (default: the adapter's own base)."
     )
-    compare_base: bool = Field(True, description="Let the base model answer the same rows.")
     samples: Annotated[int, Field(ge=0)] = Field(
         0, description="Answers drawn per row beside the greedy one (majority, best of n, pass@k)."
     )
@@ -480,7 +480,7 @@ class VerifyExportSettings(Settings):
     """verify-export."""
 
     folder: str = Field(description="Exported folder.")
-    base: str | None = Field(None, description="Base checkpoint (default: the export's own).")
+    base: str | None = Field(None, description="Base checkpoint (default: the adapter's own).")
     forward: bool = Field(True, description="Also run a prompt through it, where memory allows.")
 
 

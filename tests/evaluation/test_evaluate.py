@@ -124,7 +124,7 @@ def test_a_folder_with_another_evaluation_or_with_anything_else_is_refused(untra
 
 
 def test_a_base_of_its_own_is_answered_and_paired(untrained, table):
-    result = evaluate(prepare(settings(untrained, table, base=str(untrained), out="ev")))
+    result = evaluate(prepare(settings(untrained, table, compare_with=str(untrained), out="ev")))
     assert result["regret"]["base"] == result["regret"]["mean"]
     assert result["regret"]["difference"]["mean"] == 0
     assert result["regret"]["difference"]["ci95"] == [0, 0]
@@ -177,8 +177,8 @@ def test_an_adapter_is_no_base(untrained, table, tmp_path):
     (adapter / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(untrained), "peft_type": "LORA"})
     )
-    with pytest.raises(ConfigError, match="an adapter: name a model"):
-        prepare(settings(untrained, table, base=str(adapter)))
+    with pytest.raises(ConfigError, match="is .*adapter, an adapter: name a model"):
+        prepare(settings(untrained, table, compare_with=str(adapter)))
 
 
 def test_a_series_with_a_hole_is_refused_by_file_row_and_column(untrained, table):
@@ -239,10 +239,8 @@ def test_the_policy_drives_the_plant_and_its_regrets_sum_to_its_loss(tiny, repos
             ):
                 writer.writerow([moment.isoformat(), load, carbon])
     data = repository / "data" / "heldout"
-    more = {"max_new_tokens": 40, "closed_loop": ["*.csv"], "out": "ev", "base": "tiny"}
-    result = evaluate(
-        prepare(settings(tiny, data, **{**more, "base": str(tiny)})),
-    )
+    more = {"max_new_tokens": 40, "closed_loop": ["*.csv"], "out": "ev", "compare_with": str(tiny)}
+    result = evaluate(prepare(settings(tiny, data, **more)))
     loop = {p["name"]: p for p in result["closed_loop"]["policies"]}
     rules = {"greedy", "load_following", "night", "solar", "plan", "random"}
     assert rules | {"policy", "base", "optimal"} == set(loop) == set(result["kg_co2"])
@@ -254,7 +252,7 @@ def test_the_policy_drives_the_plant_and_its_regrets_sum_to_its_loss(tiny, repos
     driven = [h for h in hours if h["policy"] == "policy" and h["reason"] != "off"]
     assert len(driven) == 2 * 2 * 10  # two series of two days with ten decisions each
     before = Path("ev/answers.jsonl").read_text()
-    evaluate(prepare(settings(tiny, data, **{**more, "base": str(tiny)})))
+    evaluate(prepare(settings(tiny, data, **more)))
     assert Path("ev/answers.jsonl").read_text() == before  # nothing was decoded again
 
 

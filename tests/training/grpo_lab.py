@@ -135,6 +135,7 @@ def settings(**changes) -> TrainSettings:
     values = {
         "num_generations": 4,
         "gradient_accumulation_steps": 1,
+        "invalid_reward": "mask",  # its answers are noise, and a missing reward means masked
         "max_completion_length": 5,
         "max_steps": 6,
         "save_steps": 1,

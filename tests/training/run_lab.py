@@ -21,6 +21,7 @@ from gptoss_tools.training.train import Outcome, resume, train
 
 SMALL = {
     "reward": "grpo_lab:hash_reward",
+    "invalid_reward": "mask",
     "num_generations": 4,
     "prompts_per_step": 1,
     "gradient_accumulation_steps": 2,

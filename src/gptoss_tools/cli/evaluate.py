@@ -19,7 +19,7 @@ from .options import command
         "gptoss evaluate",
         "gptoss evaluate runs/first --data data/heldout --samples 8",
         "gptoss evaluate runs/first --closed-loop 'series/*.csv'",
-        "gptoss evaluate exports/first --base openai/gpt-oss-20b --out evaluations/first",
+        "gptoss evaluate exports/first --compare-with openai/gpt-oss-20b",
     ],
 )
 def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
@@ -106,7 +106,7 @@ def verdict(regret: dict[str, Any]) -> str:
     """Say in a sentence whether the policy is better than its base, and whether that is luck."""
     difference = regret["difference"]
     if difference is None:
-        return "no base model to compare with (--base names one)"
+        return "no base model to compare with (--compare-with names one)"
     mean, bounds, n = difference["mean"], difference["ci95"], difference["n"]
     word = "better" if mean < 0 else "worse"
     if bounds is None:

@@ -141,11 +141,13 @@ def _index(cell: Any, n_actions: int, where: str, column: str) -> int:
 
 def _base(settings: EvaluateSettings, source: Source) -> Source | None:
     """Return what to compare with: the source itself, its adapter put aside, or another model."""
-    if not settings.compare_base:
+    if not settings.compare:
         return None
-    if settings.base is not None:
-        other = find_source(settings.base)
+    if settings.compare_with is not None:
+        other = find_source(settings.compare_with)
         if other.adapter is not None:
-            raise ConfigError(f"`base` is {settings.base}, an adapter: name a model")
+            raise ConfigError(
+                f"`compare_with` is {settings.compare_with}, an adapter: name a model"
+            )
         return source if source.adapter and other.base == source.base else other
     return source if source.adapter is not None else None

@@ -42,7 +42,7 @@ class DecisionReward:
         tokenizer: PreTrainedTokenizerBase,
         *,
         reward: str = "decision",
-        invalid_reward: float | str = "mask",
+        invalid_reward: float | str = "worst",
         action_pattern: str | None = None,
         phases: Sequence[str] = (),
     ):
