@@ -94,7 +94,7 @@ def actions(record: RunRecord, place: int) -> Panel:
     )
     note = f"{_averaged(window)}What is missing to 100 % was invalid."
     if shares:
-        look["xaxis2"] = axis(domain=[0.92, 1], anchor="y", ticks="", showline=False)
+        look["xaxis2"] = axis(domain=[0.92, 1], side="top", ticks="", showline=False)
         note += f" The column on the right is how often each action is the best one {whose}."
         traces += [
             {
@@ -129,11 +129,12 @@ def reward(records: Sequence[RunRecord]) -> Panel:
     names = {"uniform": "uniform", "fixed": "best fixed action", "best": "best possible"}
     lines = [(v, names[n]) for n in names if (v := number(worth.get(n))) is not None]
     look = layout(300, hovermode="x unified", xaxis=steps_axis(last), **levels(lines, traces, last))
-    note = "Pale: every record; full: a running mean."
+    smooth = any(window_for(len(record.metrics)) > 1 for record in records)
+    note = "Pale: every record; full: a running mean." if smooth else ""
     note += " Diamonds: greedy answers to held-out rows." if measured else ""
     note += " Dotted: what the held-out tables allow." if lines else ""
     keys = run_keys(records)
-    return Panel("reward", "Mean reward", {"data": traces, "layout": look}, keys, note=note)
+    return Panel("reward", "Mean reward", {"data": traces, "layout": look}, keys, note=note.strip())
 
 
 def multiples(records: Sequence[RunRecord]) -> list[Panel]:

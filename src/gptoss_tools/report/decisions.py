@@ -6,21 +6,21 @@ import math
 
 from gptoss_tools.report.collect import Row, RunRecord, number, value_of
 from gptoss_tools.report.parts import Key, Panel
+from gptoss_tools.report.scales import Scale, value_scale
 from gptoss_tools.report.style import (
     PERCENT,
     SILENT,
-    Scale,
     Trace,
     layout,
     line,
     plain,
     points,
     run_colour,
-    value_scale,
 )
 from gptoss_tools.report.words import REASONS, percent, short
 
 MOST_POINTS = 3000  # points that any browser draws at once
+SPREAD = 100.0  # values that span more get logarithmic axes
 INVALID = "@invalid"
 
 
@@ -87,9 +87,11 @@ def stakes(record: RunRecord, place: int) -> Panel:
     if not points:
         return Panel(name, title, missing=unevaluated(record), run=place)
     shown = _thinned(points)
-    across = value_scale([gap for gap, _, _ in points], spread=100)
-    up = value_scale([lost for _, lost, _ in points], spread=100)
-    traces = [_diagonal(max(gap for gap, _, _ in points), across, up)]
+    gaps, losses = [gap for gap, _, _ in points], [lost for _, lost, _ in points]
+    # Both axes are of one kind, so that the diagonal is straight.
+    wide = any(value_scale(values, SPREAD).logarithmic for values in (gaps, losses))
+    across, up = (value_scale(values, 1.0 if wide else math.inf) for values in (gaps, losses))
+    traces = [_diagonal(max(gaps), across, up)]
     looks = {
         True: {"symbol": "circle", "opacity": 0.55, "color": run_colour(place)},
         False: {"symbol": "x-thin", "color": INVALID, "line": {"width": 2, "color": INVALID}},
@@ -180,12 +182,10 @@ def _thinned(points: list[tuple[float, float, Row]]) -> list[tuple[float, float,
 
 
 def _diagonal(high: float, across: Scale, up: Scale) -> Trace:
-    """Return the line regret = gap, in points that lie even on either kind of axis."""
-    low = max(across.low, up.low, high / 1000)
-    spots = [low * (high / low) ** (i / 20) for i in range(21)] if high > low else []
-    if not (across.logarithmic or up.logarithmic):
-        spots = [0.0, high]
-    return line(spots, spots, "@muted", width=1, dash="dot", **SILENT)
+    """Return the line regret = gap."""
+    low = max(across.low, up.low)
+    ends = [low, high] if high > low else []
+    return line(ends, ends, "@muted", width=1, dash="dot", **SILENT)
 
 
 def _about(gap: float, lost: float, row: Row) -> str:

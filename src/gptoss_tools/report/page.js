@@ -148,8 +148,18 @@
   });
 
   // --- paper -----------------------------------------------------------------------------------
-  addEventListener("beforeprint", () => { printing = true; drawAll(); });
-  addEventListener("afterprint", () => { printing = false; drawAll(); });
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    printing = true;
+    unfolded = all("details.sheet:not([open])");
+    for (const sheet of unfolded) sheet.open = true;
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    for (const sheet of unfolded) sheet.open = false;
+    drawAll();
+  });
 
   const before = stored();
   if (before) root.dataset.theme = before;

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from gptoss_tools.report.collect import Row, RunRecord, dig, number
 from gptoss_tools.report.parts import Panel
-from gptoss_tools.report.style import Scale, Trace, layout, plain, run_colour, value_scale
+from gptoss_tools.report.scales import Scale, value_scale
+from gptoss_tools.report.style import Trace, layout, plain, run_colour
 from gptoss_tools.report.words import between, policy_name, short
 
 

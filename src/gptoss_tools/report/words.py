@@ -25,19 +25,21 @@ POLICIES = {
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """Return a number with `digits` significant digits, in powers of ten only below 0.0001."""
+    """Return a number with `digits` significant digits, whole from 100 on, plain from 0.0001 on."""
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
         return INFINITY if value > 0 else MINUS + INFINITY
     if value == 0:
         return "0"
-    size = math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.{digits - 1}e}")
+    size = math.floor(math.log10(abs(rounded)))  # of 99.96 as it will read: 100
     if size < -4:
         text = f"{value:.{digits - 1}g}"
+    elif size < digits:
+        text = f"{rounded:.{max(0, digits - 1 - size)}f}"
     else:
-        rounded = round(value, digits - 1 - size)
-        text = f"{rounded:,.{max(0, digits - 1 - size)}f}"
+        text = f"{value:,.0f}"
     return text.replace(",", THIN).replace("-", MINUS)
 
 
