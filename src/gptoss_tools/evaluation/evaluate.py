@@ -12,6 +12,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gptoss_tools.core.locks import hold
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.errors import RunFolderError
 from gptoss_tools.evaluation import closed_loop
-from gptoss_tools.evaluation.interview import Interview, choices
+from gptoss_tools.evaluation.interview import Interview, Tick, choices
 from gptoss_tools.evaluation.journal import NAME as JOURNAL
 from gptoss_tools.evaluation.journal import Journal
 from gptoss_tools.evaluation.metrics import assess
@@ -34,7 +35,6 @@ from gptoss_tools.models.loading import resolve_model
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.models.survey import version_of
 from gptoss_tools.settings import EvaluateSettings
-from gptoss_tools.tes.plant import Plant
 
 EVALUATION, DECISIONS, LOOP = "evaluation.json", "decisions.jsonl", "closed_loop.jsonl"
 PACKAGES = ("gptoss-tools", "torch", "transformers", "peft", "numpy")
@@ -45,6 +45,17 @@ DECODING = (
 )
 
 Progress = Callable[[int, int], None]
+Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The journal's records in row order: of the policy, its base, each draw; and the loop."""
+
+    greedy: Records
+    base: Records | None
+    draws: list[Records]
+    loop: closed_loop.LoopResult | None
 
 
 def evaluate(
@@ -61,39 +72,20 @@ def evaluate(
     """
     settings, table = work.settings, work.table
     notice = on_notice or (lambda message: None)
-    started = time.monotonic()
+    started, done = time.monotonic(), 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(min(done, work.questions), work.questions)
+
     with _folder(work) as folder:
         plan, base_sha = _plan(work, cache_dir)
         journal = Journal(folder, plan)
         if len(journal):
             notice(f"{len(journal)} answers are in {folder / JOURNAL} already")
-        done = [0]
-
-        def tick(count: int) -> None:
-            done[0] += count
-            if on_progress is not None:
-                on_progress(done[0], work.questions)
-
-        ask = functools.partial(_interview, journal=journal, settings=settings, tick=tick)
-        load = _loader(work.source, settings, cache_dir)
-        base_rows = base_driver = None
-        apart = work.base is not None and work.base is not work.source
-        if work.base is not None:
-            own = _loader(work.base, settings, cache_dir) if apart else load
-            base = ask(f"base {base_sha[:12]}", own, bare=not apart)
-            base_rows, base_driver = base.rows(table), _driver(base, work.plant)
-            if apart and work.series:
-                # Its answers go into the journal, so that both models are never held at once.
-                closed_loop.drive(
-                    work.plant, work.series, settings.start_soc, {"base": base_driver}
-                )
-                done[0] -= sum(closed_loop.decisions(work.plant, s) for s in work.series)
-            if apart:
-                own.cache_clear()
-                gc.collect()
-        policy = ask("policy", load)
-        greedy = policy.rows(table)
-        draws = [policy.rows(table, draw) for draw in range(settings.samples)]
+        answers = _ask_everyone(work, journal, base_sha, tick, cache_dir)
         baselines = baselines_of(table)
         result = {
             "format": 1,
@@ -107,49 +99,80 @@ def evaluate(
             "action_names": _common_names(table),
             **assess(
                 table,
-                choices(greedy),
-                base=None if base_rows is None else choices(base_rows),
+                choices(answers.greedy),
+                base=None if answers.base is None else choices(answers.base),
                 baselines=baselines,
-                samples=[choices(draw) for draw in draws],
+                samples=[choices(draw) for draw in answers.draws],
                 episodes=work.episodes,
                 tie_tolerance=settings.tie_tolerance,
                 seed=settings.seed,
             ),
-            "kg_co2": None,
-            "closed_loop": None,
-        }
-        if result["sampled"] is not None:
-            result["sampled"] |= {"temperature": settings.temperature, "top_p": settings.top_p}
-        if work.series:
-            drivers = {"policy": _driver(policy, work.plant)}
-            if base_driver is not None:
-                drivers["base"] = base_driver
-            loop = closed_loop.drive(
-                work.plant, work.series, settings.start_soc, drivers, seed=settings.seed
-            )
-            result |= loop.summary()
-            write_lines(folder / LOOP, loop.hours())
-        records = [*greedy, *(base_rows or []), *(r for draw in draws for r in draw)]
-        result |= {
-            "tokens": {"mean": float(np.mean([r["tokens"] for r in greedy]))},
-            "seconds": float(sum(r["seconds"] for r in records)),
+            **(answers.loop.summary() if answers.loop else {"kg_co2": None, "closed_loop": None}),
+            "tokens": {"mean": float(np.mean([r["tokens"] for r in answers.greedy]))},
+            "seconds": float(sum(record["seconds"] for record in journal.answers.values())),
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": command,
             "versions": {name: version_of(name) for name in PACKAGES},
         }
+        if result["sampled"] is not None:
+            result["sampled"] |= {"temperature": settings.temperature, "top_p": settings.top_p}
         rows = decision_rows(
             table,
-            greedy,
-            base=base_rows,
-            draws=draws,
+            answers.greedy,
+            base=answers.base,
+            draws=answers.draws,
             baselines=baselines,
             episodes=work.episodes,
             tie_tolerance=settings.tie_tolerance,
         )
         write_lines(folder / DECISIONS, rows)
+        if answers.loop is not None:
+            write_lines(folder / LOOP, answers.loop.hours())
         write_json(folder / EVALUATION, result)
     notice(f"decoded in {time.monotonic() - started:.0f} s")
     return result
+
+
+def _ask_everyone(
+    work: Work, journal: Journal, base_sha: str, tick: Tick, cache_dir: Path | None
+) -> Answers:
+    """Put every question to the base and to the policy; two models are never held at once."""
+    settings, table = work.settings, work.table
+    load = _loader(work.source, settings, cache_dir)
+    base, base_rows = None, None
+    if work.base is not None:
+        apart = work.base is not work.source
+        own = _loader(work.base, settings, cache_dir) if apart else load
+        base = Interview(f"base {base_sha[:12]}", own, journal, settings, tick, bare=not apart)
+        base_rows = base.rows(table)
+        if apart:
+            if work.series:  # so that the journal knows its answers when the policy drives
+                _drive(work, {"base": base})
+            own.cache_clear()
+            gc.collect()
+    policy = Interview("policy", load, journal, settings, tick)
+    greedy = policy.rows(table)
+    draws = [policy.rows(table, draw) for draw in range(settings.samples)]
+    drivers = {"policy": policy} | ({} if base is None else {"base": base})
+    return Answers(greedy, base_rows, draws, _drive(work, drivers) if work.series else None)
+
+
+def _drive(work: Work, interviews: dict[str, Interview]) -> closed_loop.LoopResult:
+    def driver(interview: Interview) -> closed_loop.Ask:
+        def ask(questions: Sequence[closed_loop.Question]) -> list[tuple[int | None, str]]:
+            named = [(f"{q.series}/{q.t}", q.prompt) for q in questions]
+            records = interview.prompts(named, work.plant.n_actions)
+            return [(record["action"], record["reason"]) for record in records]
+
+        return ask
+
+    return closed_loop.drive(
+        work.plant,
+        work.series,
+        work.settings.start_soc,
+        {name: driver(interview) for name, interview in interviews.items()},
+        seed=work.settings.seed,
+    )
 
 
 def _plan(work: Work, cache_dir: Path | None) -> tuple[dict[str, Any], str]:
@@ -203,21 +226,6 @@ def _loader(source: Source, settings: EvaluateSettings, cache_dir: Path | None) 
         )
 
     return load
-
-
-def _interview(
-    who: str, load: Callable[[], Policy], *, bare: bool = False, **shared: Any
-) -> Interview:
-    return Interview(who, load, bare=bare, **shared)
-
-
-def _driver(interview: Interview, plant: Plant) -> closed_loop.Ask:
-    def ask(questions: Sequence[closed_loop.Question]) -> list[tuple[int | None, str]]:
-        named = [(f"{q.series}/{q.t}", q.prompt) for q in questions]
-        records = interview.prompts(named, plant.n_actions)
-        return [(record["action"], record["reason"]) for record in records]
-
-    return ask
 
 
 def _common_names(table: DecisionTable) -> list[str] | None:
