@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 
 import pytest
+from hub_stand_in import serving
 
 from gptoss_tools.errors import ConfigError, MachineError
-from gptoss_tools.export.hub import model_card, push, require_push
+from gptoss_tools.export.hub import push, require_push
+
+WEIGHTS = {name: os.urandom(50_000) for name in ("model-0.safetensors", "model-1.safetensors")}
+
+
+@pytest.fixture
+def hub():
+    """(address, state) of the stand-in."""
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for name, content in WEIGHTS.items():
+        (folder / name).write_bytes(content)
+    (folder / "export.json").write_text(json.dumps({"base": "openai/gpt-oss-20b"}))
+    (folder / ".hidden").write_text("stays")
+    return folder
+
+
+CALL = """
+import sys
+from pathlib import Path
+from gptoss_tools.errors import GptossError
+from gptoss_tools.export import hub
+try:
+    {call}
+except GptossError as error:
+    print(error, error.hint, sep="\\n", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+PUSH = 'print(hub.push(Path(sys.argv[1]), "me/it", token=sys.argv[2], commit_message="Deliver"))'
+CHECK = "print(hub.require_push(sys.argv[2], sys.argv[1]))"
+
+
+def start(call, *arguments, address, home, xet=False, offline=False):
+    """A process of its own: huggingface_hub reads its endpoint and its switches at import."""
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    environment |= {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": str(int(not xet)),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", CALL.format(call=call), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments, **settings) -> tuple[int, str, str]:
+    """(exit code, what it printed, what it complained)"""
+    process = start(*arguments, **settings)
+    said, complained = process.communicate(timeout=120)
+    return process.returncode, said.strip(), complained
 
 
 def test_no_token_is_said_first_and_ends_with_exit_code_3(tmp_path):
@@ -33,152 +93,149 @@ def test_a_missing_or_broken_repository_name_is_a_wrong_request():
         require_push("hf_x", "me/it/there")
 
 
-def test_the_card_names_base_settings_and_rounding():
-    record = {
-        "base": "openai/gpt-oss-20b",
-        "ratio": 0.001,
-        "kept": 0.53,
-        "warnings": ["rounding keeps little"],
-        "adapter_sha256": "ab12",
-        "training": {"lora_r": 4, "data_sha256": "cd34", "action_pattern": "a|b"},
-    }
-    card = model_card("me/it", record)
-    assert "base_model: openai/gpt-oss-20b" in card
-    for part in ("| lora_r | 4 |", "cd34", "a\\|b", "53.0%", "rounding keeps little", "ab12"):
-        assert part in card
-    assert "base_model:" not in model_card("me/it", {"base": "tiny-0123"})  # not on the Hub
+@pytest.mark.parametrize(
+    ("token", "place", "reason"),
+    [
+        ("hf_write", "me/it", None),
+        ("hf_write", "it", None),
+        ("hf_fine", "me/it", None),
+        ("hf_read", "me/it", "it can only read"),
+        ("hf_fine_read", "me/it", "its scopes give no write access to repositories of me"),
+        ("hf_fine", "firm/it", "its scopes give no write access to repositories of firm"),
+        ("hf_write", "firm/it", "its account, me, can only read in firm"),
+        ("hf_write", "other/it", "its account, me, is no member of other"),
+        ("hf_gone", "me/it", "it is wrong or was revoked"),
+    ],
+)
+def test_the_scope_of_a_token_is_asked_for_before_any_work(
+    hub, tmp_path, token, place, reason, capsys
+):
+    address, state = hub
+    code, said, complained = run(CHECK, place, token, address=address, home=tmp_path)
+    if reason is None:
+        assert (code, said) == (0, place), complained
+    else:
+        assert code == 3 and reason in complained and "nothing was done" in complained
+    assert not state.created and state.count("POST", "/") == 0
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Just what create_repo and upload_folder call, holding commits in memory."""
-
-    def log_message(self, *_):
-        pass
-
-    def reply(self, status, body):
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self):
-        self.server.seen.append(("GET", self.path))
-        self.reply(200, {"id": "me/it", "sha": "0" * 40, "siblings": [], "private": True})
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-        self.server.seen.append(("POST", self.path))
-        if self.headers.get("Authorization") != "Bearer hf_good":
-            self.reply(403, {"error": "you may not"})
-        elif self.path == "/api/repos/create":
-            self.server.created.append(json.loads(body))
-            self.reply(200, {"url": f"{self.server.address}/me/it", "name": "me/it"})
-        elif self.path == "/api/validate-yaml":
-            self.reply(200, {"errors": [], "warnings": []})
-        elif "/preupload/" in self.path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            self.reply(
-                200,
-                {
-                    "files": [
-                        {"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names
-                    ]
-                },
-            )
-        elif "/commit/" in self.path:
-            lines = [json.loads(line) for line in body.splitlines() if line.strip()]
-            for line in lines:
-                if line["key"] == "file":
-                    value = line["value"]
-                    self.server.files[value["path"]] = base64.b64decode(value["content"])
-                else:
-                    self.server.messages.append(line["value"]["summary"])
-            self.reply(
-                200,
-                {
-                    "success": True,
-                    "commitOid": "1" * 40,
-                    "commitUrl": f"{self.server.address}/me/it/commit/{'1' * 40}",
-                },
-            )
-        else:
-            self.reply(404, {"error": f"no {self.path}"})
+def test_a_check_without_a_network_is_said_in_one_sentence(tmp_path):
+    nowhere = "http://127.0.0.1:9"
+    code, _, said = run(CHECK, "me/it", "hf_write", address=nowhere, home=tmp_path, offline=True)
+    assert code == 3 and "switched off by HF_HUB_OFFLINE" in said and "nothing was done" in said
+    code, _, said = run(CHECK, "me/it", "hf_write", address=nowhere, home=tmp_path)
+    assert code == 3 and "the Hub cannot be reached" in said
 
 
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    server.seen, server.created, server.files, server.messages = [], [], {}, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_the_real_client_creates_a_private_repository_and_sends_every_file(
+    hub, folder, tmp_path, xet
+):
+    address, state = hub
+    code, said, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path, xet=xet)
+    assert code == 0, complained
+    assert said == f"{address}/me/it"
+    assert state.created[0]["name"] == "it"
+    assert state.created[0].get("private") is True or state.created[0]["visibility"] == "private"
+    files = state.files()
+    assert set(files) == {"config.json", "export.json", "README.md", *WEIGHTS}
+    assert b"base_model: openai/gpt-oss-20b" in files["README.md"]
+    assert state.messages == ["Deliver"]
+    if xet:  # Xet packs both files into one object of about their size
+        assert state.shards and abs(sum(state.xorbs.values()) - 100_000) < 1000
+    else:
+        assert {name: files[name] for name in WEIGHTS} == WEIGHTS
+        assert state.count("POST", "/verify") == 2
 
 
-PUSH = """
-import json, sys
-from pathlib import Path
-from gptoss_tools.errors import GptossError
-from gptoss_tools.export.hub import push
-try:
-    print(push(Path(sys.argv[1]), "me/it", token=sys.argv[2], commit_message="Deliver"))
-except GptossError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+def test_a_large_file_goes_in_parts_and_arrives_whole(hub, folder, tmp_path):
+    address, state = hub
+    state.part_size = 20_000  # 50,000 bytes: parts of 20,000, 20,000 and 10,000
+    code, _, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path)
+    assert code == 0, complained
+    assert {len(parts) for parts in state.parts.values()} == {3}
+    assert {name: state.files()[name] for name in WEIGHTS} == WEIGHTS
 
 
-def run_push(folder, token, address):
-    """A process of its own: huggingface_hub reads its endpoint and offline switch at import."""
-    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "0"}
-    return subprocess.run(
-        [sys.executable, "-c", PUSH, str(folder), token],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_an_existing_repository_keeps_its_visibility_and_nothing_is_sent_twice(
+    hub, folder, tmp_path
+):
+    address, state = hub
+    state.repositories["me/it"] = {}
+    for _ in range(2):
+        code, _, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path)
+        assert code == 0, complained
+    assert not state.created and state.count("POST", "/settings") == 0
+    assert state.received == 100_000 and state.messages == ["Deliver"]
+    (folder / "config.json").write_text('{"changed": true}')
+    assert run(PUSH, folder, "hf_write", address=address, home=tmp_path)[0] == 0
+    assert state.received == 100_000 and len(state.messages) == 2
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "export"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(range(256)))
-    (folder / "export.json").write_text(json.dumps({"base": "openai/gpt-oss-20b"}))
-    (folder / ".hidden").write_text("stays")
-    return folder
+@pytest.mark.parametrize(("xet", "held"), [(False, "/store/"), (True, "/commit/")])
+def test_a_killed_upload_goes_on_with_what_is_missing(hub, folder, tmp_path, xet, held):
+    address, state = hub
+    state.hold[held] = 0 if xet else 1  # with LFS one file arrives, with Xet all but the commit
+    process = start(PUSH, folder, "hf_write", address=address, home=tmp_path, xet=xet)
+    assert state.reached.wait(60)
+    while state.received < 50_000:  # the request before the held one may still be on its way
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    before = state.received
+    assert before == 50_000 if not xet else before > 100_000
+    assert not state.messages and not state.files()
+    state.hold.clear()
+    if not xet:
+        state.released.set()  # the held request ends unheard; its file may or may not count
+    code, _, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path, xet=xet)
+    state.released.set()
+    assert code == 0, complained
+    assert state.messages == ["Deliver"] and set(WEIGHTS) < set(state.files())
+    assert state.received - before <= (0 if xet else 100_000)
 
 
-def test_the_real_client_creates_a_private_repository_and_sends_every_file(hub, folder):
-    done = run_push(folder, "hf_good", hub.address)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("/me/it")
-    assert hub.created[0]["name"] == "it" and hub.created[0]["organization"] == "me"
-    assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
-    assert set(hub.files) == {"config.json", "model.safetensors", "export.json", "README.md"}
-    assert hub.files["model.safetensors"] == bytes(range(256))
-    assert b"base_model: openai/gpt-oss-20b" in hub.files["README.md"]
-    assert any("Deliver" in message for message in hub.messages)
+@pytest.mark.parametrize(
+    ("part", "status", "exit_code", "sentence"),
+    [
+        ("/api/repos/create", 401, 3, "does not know this token"),
+        ("/preupload/", 403, 3, "does not let this token write to me/it"),
+        ("/preupload/", 404, 3, "finds no repository me/it"),
+        ("/api/repos/create", 500, 3, "busy or out of order (500)"),
+        ("/commit/", 400, 1, "answered 400 for me/it"),
+        ("/store/", 403, 3, "does not let this token write to me/it"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_sentence(
+    hub, folder, tmp_path, part, status, exit_code, sentence
+):
+    address, state = hub
+    state.refuse[part] = status
+    code, said, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path)
+    assert (code, said) == (exit_code, ""), complained
+    assert sentence in complained and "Traceback" not in complained
+    assert f"the export is complete in {folder}" in complained
+    assert not state.messages
 
 
-def test_a_token_that_may_not_write_is_said_in_one_sentence(hub, folder):
-    done = run_push(folder, "hf_bad", hub.address)
-    assert done.returncode == 3
-    assert "does not let this token write to me/it" in done.stderr
-    assert not hub.files
+def test_xet_s_own_errors_are_said_too(hub, folder, tmp_path):
+    address, state = hub
+    state.refuse["/xet-write-token/"] = 403
+    code, _, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path, xet=True)
+    assert code == 3 and "does not let this token write to me/it (403)" in complained
+    state.refuse = {"/v1/xorbs/": 400}
+    code, _, complained = run(PUSH, folder, "hf_write", address=address, home=tmp_path, xet=True)
+    assert code == 1 and "Traceback" not in complained and "400" in complained
+    assert not state.messages
 
 
-def test_an_unreachable_hub_is_said_in_one_sentence(folder):
-    done = run_push(folder, "hf_good", "http://127.0.0.1:9")
-    assert done.returncode == 3, done.stderr
-    assert "cannot be reached" in done.stderr
+def test_an_unreachable_hub_is_said_in_one_sentence(folder, tmp_path):
+    code, _, said = run(PUSH, folder, "hf_write", address="http://127.0.0.1:9", home=tmp_path)
+    assert code == 3 and "cannot be reached" in said
+
+
+def test_a_folder_without_a_model_is_not_uploaded(tmp_path):
+    from gptoss_tools.errors import DataError
+
+    with pytest.raises(DataError, match="no exported model"):
+        push(tmp_path, "me/it", token="hf_write")

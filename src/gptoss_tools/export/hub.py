@@ -1,13 +1,18 @@
 """Upload an export to the Hugging Face Hub, private unless asked otherwise, with a model card.
 
-Files that the Hub holds already are not sent again, so an upload that broke off can be repeated.
-Token and repository come from the caller: this reads no environment.
+One call of `upload_folder` for every size: since huggingface_hub 2 it streams and commits in
+batches, and in every version it asks the Hub first which contents it holds already, so an upload
+that broke off is repeated at the price of what is missing. (The separate `upload_large_folder` of
+1.x is gone in 2.) Token and repository come from the caller: this reads no environment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +22,34 @@ from huggingface_hub.utils import validate_repo_id
 
 from gptoss_tools.core.publish import write_text
 from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError, first_line
+from gptoss_tools.export.card import model_card
 
 _RECORD = "export.json"
 _CARD = "README.md"
+_MODELS = (_RECORD, "config.json", "adapter_config.json")
+_WRITES = {"repo.write", "repo.content.write"}
+_HTTP = ("httpx", "httpx2", "httpcore", "requests")
 
 
-def require_push(token: str | None, repo_id: str | None) -> str:
-    """Check, before any work, that an upload has a token and a place to go; return the place.
+def require_push(token: str | None, repo_id: str | None, *, client: HfApi | None = None) -> str:
+    """Check, before any work, that an upload may write to a place; return the place.
 
-    Raises MachineError without a token, ConfigError without a well-formed repository id.
+    Asks the Hub whose token it is and what it may do. Raises MachineError without a token, with one
+    that may not write there, and where the Hub cannot be asked; ConfigError without a well-formed
+    repository id.
     """
+    place = _require_place(token, repo_id)
+    with _said_clearly(place, "nothing was done"):
+        account = (client or HfApi(token=token)).whoami(token=token)
+    if reason := _why_not(account, place):
+        raise MachineError(
+            f"this Hugging Face token may not write to {place}: {reason}; nothing was done",
+            hint="make one with write permission at https://huggingface.co/settings/tokens",
+        )
+    return place
+
+
+def _require_place(token: str | None, repo_id: str | None) -> str:
     if not token:
         raise MachineError(
             "an upload needs a Hugging Face token, and none is set; nothing was done",
@@ -46,6 +69,26 @@ def require_push(token: str | None, repo_id: str | None) -> str:
     return repo_id
 
 
+def _why_not(account: Mapping[str, Any], repo_id: str) -> str | None:
+    """Why a token may not write there, None where it may or where only the Hub itself can tell."""
+    name = account.get("name")
+    owner = repo_id.split("/")[0] if "/" in repo_id else name
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        return "it can only read"
+    if token.get("role") == "fineGrained":
+        for scope in (token.get("fineGrained") or {}).get("scoped") or ():
+            entity = scope.get("entity") or {}
+            named = entity.get("name") in (owner, repo_id) or entity.get("type") == "resource-group"
+            if named and _WRITES & set(scope.get("permissions") or ()):
+                return None
+        return f"its scopes give no write access to repositories of {owner}"
+    roles = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs") or ()}
+    if owner != name and owner not in roles:
+        return f"its account, {name}, is no member of {owner}"
+    return f"its account, {name}, can only read in {owner}" if roles.get(owner) == "read" else None
+
+
 def push(
     folder: Path,
     repo_id: str,
@@ -53,114 +96,104 @@ def push(
     token: str | None,
     private: bool = True,
     commit_message: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     client: HfApi | None = None,
 ) -> str:
     """Create the repository if need be, upload `folder`, return the repository's address.
 
-    Adds a model card to the folder if it has none. An existing repository keeps its visibility.
-    Raises MachineError where the Hub refuses the token or cannot be reached, GptossError for
-    whatever else it answers.
+    Adds a model card, with the figures of `evaluation` (see `card.evaluation_of`), unless the
+    folder has one. An existing repository keeps its visibility. A call that broke off can be
+    repeated: what has arrived is not sent again. Raises MachineError where the Hub refuses the
+    token or cannot be reached, GptossError for whatever else it answers.
     """
-    require_push(token, repo_id)
+    _require_place(token, repo_id)
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in _MODELS):
         raise DataError(f"{folder} holds no exported model", hint="gptoss export")
     client = client or HfApi(token=token)
-    try:
+    kept = f"the export is complete in {folder}: `hf upload --private {repo_id} {folder}` goes on"
+    with _said_clearly(repo_id, kept):
         url = client.create_repo(repo_id, private=private, exist_ok=True, token=token)
-        _add_card(folder, url.repo_id)
+        _add_card(folder, url.repo_id, evaluation)
         client.upload_folder(
             repo_id=url.repo_id,
             folder_path=folder,
-            commit_message=commit_message or "Add merged model",
+            commit_message=commit_message or "Add export",
             ignore_patterns=[".*"],
             token=token,
         )
-    except HfHubHTTPError as error:
-        raise _refused(error, repo_id) from error
-    except OfflineModeIsEnabled as error:
-        raise MachineError("the Hub is switched off", hint="unset HF_HUB_OFFLINE") from error
-    except Exception as error:
-        if not (isinstance(error, OSError) or _is_network(error)):
-            raise
-        raise MachineError(
-            f"the Hub cannot be reached: {first_line(error)}",
-            hint=f"the export is complete in {folder}; push again when the network is back",
-        ) from error
     return str(url)
 
 
+@contextlib.contextmanager
+def _said_clearly(repo_id: str, state: str) -> Iterator[None]:
+    """Turn what the client raises into one sentence; `state` says what there is to go on from."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise MachineError(
+            "the Hub is switched off by HF_HUB_OFFLINE", hint=f"unset it; {state}"
+        ) from error
+    except GptossError:
+        raise
+    except Exception as error:
+        chain = [error]
+        while isinstance(cause := chain[-1].__cause__, Exception):
+            chain.append(cause)
+        for cause in chain:
+            if status := _status(cause):
+                raise _refused(status, cause, repo_id, state) from error
+        if any(_is_network(cause) for cause in chain):
+            said = first_line(chain[-1])
+            raise MachineError(f"the Hub cannot be reached: {said}", hint=state) from error
+        if isinstance(error, RuntimeError | OSError):  # RuntimeError: all that hf_xet ever raises
+            said = first_line(error)
+            raise GptossError(f"the upload to {repo_id} broke off: {said}", hint=state) from error
+        raise
+
+
 def _is_network(error: Exception) -> bool:
-    """Whether an HTTP library raised it; which one is huggingface_hub's choice."""
-    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+    """Whether a socket or an HTTP library raised it; which one is huggingface_hub's choice."""
+    ours = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    return ours or type(error).__module__.split(".")[0] in _HTTP
 
 
-def _refused(error: HfHubHTTPError, repo_id: str) -> GptossError:
-    status = error.response.status_code if error.response is not None else 0
-    if status in (401, 403):
+def _status(error: Exception) -> int | None:
+    """The Hub's answer where it was a refusal; hf_xet tells it in words only."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code
+    told = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
+    return int(told[1]) if told else None
+
+
+def _refused(status: int, error: Exception, repo_id: str, state: str) -> GptossError:
+    if status == 401:
         return MachineError(
-            f"the Hub does not let this token write to {repo_id} ({status})",
-            hint="use a token with write permission for that user or organisation",
+            "the Hub does not know this token (401): it is wrong or was revoked",
+            hint=f"set HF_TOKEN to a valid one, or run `hf auth login`; {state}",
         )
-    return GptossError(f"the Hub answered {status} for {repo_id}: {first_line(error)}")
+    if status == 403:
+        return MachineError(
+            f"the Hub does not let this token write to {repo_id} (403)",
+            hint=f"use a token with write permission for that user or organisation; {state}",
+        )
+    if status == 404:
+        return MachineError(
+            f"the Hub finds no repository {repo_id} for this token (404)",
+            hint=f"check the name, and that the token may see it; {state}",
+        )
+    if status >= 500 or status == 429:
+        return MachineError(
+            f"the Hub is busy or out of order ({status}); try again later", hint=state
+        )
+    return GptossError(f"the Hub answered {status} for {repo_id}: {first_line(error)}", hint=state)
 
 
-def _add_card(folder: Path, repo_id: str) -> None:
-    if not (folder / _CARD).exists():
-        try:
-            record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            record = {}
-        write_text(folder / _CARD, model_card(repo_id, record))
-
-
-def model_card(repo_id: str, record: Mapping[str, Any]) -> str:
-    """README.md for an export whose export.json is `record`: origin, training, rounding, use."""
-    base = str(record.get("base") or "a gpt-oss model")
-    on_hub = base.count("/") == 1
-    training = dict(record.get("training") or {})
-    lines = [
-        "---",
-        *([f"base_model: {base}", "base_model_relation: finetune"] if on_hub else []),
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [gpt-oss, grpo, mxfp4]",
-        "---",
-        "",
-        f"# {repo_id.rsplit('/', 1)[-1]}",
-        "",
-        f"A LoRA adapter, trained with GRPO on a table of decisions, merged into {base}. The",
-        "experts are the base's own MXFP4 bytes; only the weights that the adapter changes differ.",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{repo_id}", dtype="auto")',
-        "```",
-        "",
-        f"or `vllm serve {repo_id}`. Prompts must have the form of the training data: Harmony,",
-        "with the same developer message and reasoning effort.",
-    ]
-    if training:
-        lines += ["", "## Training", "", "| setting | value |", "|---|---|"]
-        lines += [f"| {key} | {_cell(value)} |" for key, value in training.items()]
-    if "kept" in record:
-        lines += [
-            "",
-            "## Rounding",
-            "",
-            f"The adapter changed the weights it touches by {record['ratio']:.3%} of their norm;",
-            f"{record['kept']:.1%} of that change is left after rounding to bfloat16.",
-            *(f"\nNote: {warning}." for warning in record.get("warnings", ())),
-        ]
-    if "adapter_sha256" in record:
-        lines += ["", f"Adapter SHA-256: `{record['adapter_sha256']}`"]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+def _add_card(folder: Path, repo_id: str, evaluation: Mapping[str, Any] | None) -> None:
+    if (folder / _CARD).exists():
+        return
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    write_text(folder / _CARD, model_card(repo_id, record, evaluation))
