@@ -197,6 +197,13 @@ def test_the_strip_holds_every_hour_and_the_end_of_the_last(record):
     assert [label for label, _ in panel.choices] == ["duck-1"]
 
 
+def test_of_very_many_series_the_first_are_shown(record):
+    hours = record.closed_loop
+    record.closed_loop = [{**hour, "series": f"s{i}"} for i in range(30) for hour in hours]
+    panel = loop.strip([record])
+    assert len(panel.choices) == 24 and "24 of 30 series" in panel.note
+
+
 def test_the_closed_loop_table_says_how_far_above_the_optimum(record):
     table = loop.summary([record])
     # 110 / 100 - 1 = 10 %; the optimum costs least and so comes first

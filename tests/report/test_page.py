@@ -131,6 +131,14 @@ def test_the_command_prints_the_path_and_as_json_its_size(gptoss, tmp_path):
     }
 
 
+def test_the_command_opens_the_page_where_asked(gptoss, tmp_path, monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    run = bare_run(tmp_path / "first")
+    assert gptoss("report", run, "--open")[0] == 0
+    assert opened == [(run / "report.html").as_uri()]
+
+
 def test_a_dry_run_writes_no_report(gptoss, tmp_path):
     run = bare_run(tmp_path / "first")
     code, out, _ = gptoss("report", run, "--dry-run", "--json")

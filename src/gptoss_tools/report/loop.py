@@ -19,6 +19,7 @@ ROWS = (
     ("load (grey) and output, kW", (0.25, 0.46)),
     ("carbon, kg per kWh", (0.0, 0.16)),
 )
+MOST_SERIES = 24  # figures behind one chooser; each costs the page about 40 kB
 COLUMNS = (
     *("policy", "kgCO2", "above optimum", "emitted kg", "unmet kWh"),
     *("left kWh", "loss", "invalid"),
@@ -45,7 +46,8 @@ def strip(records: Sequence[RunRecord]) -> Panel | None:
     others = sorted(
         {p for runs in series.values() for h in runs.values() for p in h} - {OWN, OPTIMUM, BASE}
     )
-    choices = [(name, _figure(runs, records, others)) for (name, _), runs in series.items()]
+    shown = list(series.items())[:MOST_SERIES]
+    choices = [(name, _figure(runs, records, others)) for (name, _), runs in shown]
     keys = [
         Key(r.label, run_colour(i), "line", f"run:{i}")
         for i, r in enumerate(records)
@@ -59,6 +61,8 @@ def strip(records: Sequence[RunRecord]) -> Panel | None:
     present = {p for runs in series.values() for hours in runs.values() for p in hours}
     keys = [key for key in keys if key.group in present or (key.group or "").startswith("run:")]
     note = "Red marks are hours with unmet load. Pale entries of the legend can be switched on."
+    if len(series) > len(shown):
+        note += f" {len(shown)} of {len(series)} series are here, all in closed_loop.jsonl."
     return Panel(
         "loop", "Stored energy, output and carbon", choices[0][1], keys, note=note, choices=choices
     )

@@ -8,6 +8,7 @@ by the theme's; so a figure is the same in either theme, and colours stand in on
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -185,11 +186,12 @@ def levels(
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Return the mean of the `window` values around each place, fewer at the ends."""
-    reach, out = max(window, 1) // 2, []
-    for place in range(len(values)):
-        part = values[max(0, place - reach) : place + reach + 1]
-        out.append(sum(part) / len(part))
-    return out
+    if window <= 1:
+        return list(values)
+    reach, n = window // 2, len(values)
+    sums = [0.0, *itertools.accumulate(values)]
+    ends = ((max(0, place - reach), min(n, place + reach + 1)) for place in range(n))
+    return [(sums[end] - sums[begin]) / (end - begin) for begin, end in ends]
 
 
 def window_for(length: int) -> int:
