@@ -443,7 +443,8 @@ class ReportSettings(OverwriteSettings):
 
     runs: list[str] = Field(["runs/latest"], description="Run folders.")
     out: str | None = Field(
-        None, description="HTML file (default: report.html in the first run's folder)."
+        None,
+        description="HTML file (default: report.html in the run's folder; of several, beside it).",
     )
     open: bool = Field(False, description="Open the report in the browser.")
 
