@@ -65,8 +65,13 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     if repo_id is not None and not settings.dry_run:
         record["url"] = push(folder, repo_id, token=token)
     rows = [
-        {"tensors": kind, "changed by": f"{ratio:.3%}", "kept after rounding": f"{kept:.1%}"}
-        for kind, ratio, kept in report.by_kind()
+        {
+            "tensors": one.name,
+            "changed by": f"{one.ratio:.3%}",
+            "kept after rounding": f"{one.kept:.1%}",
+            "error beside the change": f"{one.error:.2f}",
+        }
+        for one in report.by_kind()
     ]
     said = "would write" if settings.dry_run else "wrote"
     out.result(

@@ -66,6 +66,7 @@ class ExpertChange:
     a: TensorRef
     b: TensorRef
     scale: float
+    kind = "experts"
 
     def merged(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Yield (expert, its stored matrix, merged), both float32 [out, in], one at a time."""

@@ -25,7 +25,8 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "mxfp4": Format("merge", "export_mxfp4"),
+    "mxfp4": Format("merge", "export_mxfp4", ("requantize_experts",)),
+    "bf16": Format("bf16", "export_bf16"),
     "gguf": Format("gguf", "export_gguf", ("dtype",)),
     "adapter": Format("gguf_lora", "export_adapter"),
 }

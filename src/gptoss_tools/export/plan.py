@@ -9,6 +9,7 @@ from pathlib import Path
 from gptoss_tools.core.publish import MANIFEST
 from gptoss_tools.errors import DataError, RunFolderError
 from gptoss_tools.export import adapter as adapters
+from gptoss_tools.export.experts import ExpertChange, refusal
 from gptoss_tools.export.record import RECORD
 from gptoss_tools.export.safetensors_io import Checkpoint, open_checkpoint
 
@@ -24,17 +25,19 @@ def tell_nobody(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Base, changes, and what else belongs to the model; `extra` is config.json, tokenizer, terms.
-
-    `bytes_rewritten` counts the base's tensors that the adapter changes.
-    """
+    """Base, changes, and what else belongs to the model: `extra` is config, tokenizer, terms."""
 
     adapter_dir: Path
     base: Checkpoint
     base_name: str
     changes: tuple[adapters.Change, ...]
+    experts: tuple[ExpertChange, ...]
     extra: tuple[Path, ...]
-    bytes_rewritten: int
+
+    @property
+    def bytes_rewritten(self) -> int:
+        """Bytes of the base's tensors that the adapter changes."""
+        return sum(change.base.nbytes for change in (*self.changes, *self.experts))
 
     @property
     def copies(self) -> tuple[Path, ...]:
@@ -50,13 +53,16 @@ class ExportPlan:
         return sum(path.stat().st_size for path in self.copies)
 
 
-def plan_export(adapter_dir: Path, base_dir: Path) -> ExportPlan:
+def plan_export(adapter_dir: Path, base_dir: Path, *, experts: bool = False) -> ExportPlan:
     """Check that the adapter fits the base, and list what will be copied and rewritten.
 
-    Raises DataError or ConfigError for whatever cannot be merged exactly, see `export.adapter`.
+    `experts`: whether LoRA on experts can be held. Raises DataError or ConfigError for whatever
+    cannot be merged, see `export.adapter`.
     """
     base = open_checkpoint(base_dir)
-    changes = tuple(adapters.read_changes(adapter_dir, base))
+    changes = adapters.read_adapter(adapter_dir, base)
+    if changes.experts and not experts:
+        raise refusal(adapter_dir, changes.experts[0].base.name)
     extra = tuple(
         path
         for path in sorted(base_dir.iterdir())
@@ -72,9 +78,9 @@ def plan_export(adapter_dir: Path, base_dir: Path) -> ExportPlan:
         adapter_dir=adapter_dir,
         base=base,
         base_name=name_of(base_dir, adapter_dir),
-        changes=changes,
+        changes=changes.plain,
+        experts=changes.experts,
         extra=extra,
-        bytes_rewritten=sum(change.base.nbytes for change in changes),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from gptoss_tools.core.mxfp4 import PACKED
 from gptoss_tools.core.runs import open_run
 from gptoss_tools.export import adapter as adapters
-from gptoss_tools.export.rounding import Rounding, together
+from gptoss_tools.export.rounding import Rounding, together, warnings_about
 
 RECORD = "export.json"
 _VERSIONS = ("gptoss-tools", "torch")
@@ -44,13 +44,19 @@ class ExportReport:
     copied_by: str = ""
     warnings: list[str] = field(default_factory=list)
 
-    def by_kind(self) -> list[tuple[str, float, float]]:
-        """(module, ratio, kept) over all layers of each kind of module, and over everything."""
+    def conclude(self) -> None:
+        """Sum up the rounding of all changed tensors, with the warnings that follow from it."""
+        whole = together("all", self.tensors)
+        self.ratio, self.kept = whole.ratio, whole.kept
+        self.warnings += warnings_about(whole)
+
+    def by_kind(self) -> list[Rounding]:
+        """All layers of each kind of module as one tensor each, and everything together."""
         groups: dict[str, list[Rounding]] = {}
         for one in self.tensors:
             groups.setdefault(_module(one.name), []).append(one)
-        found = [(name, *together(group)) for name, group in groups.items()]
-        return [*found, ("all", self.ratio, self.kept)]
+        found = [together(name, group) for name, group in groups.items()]
+        return [*found, together("all", self.tensors)]
 
     def to_record(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -5,8 +5,8 @@ W is the stored weight, D the change in float32, K the change after rounding; al
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,10 @@ KEPT_ENOUGH = 0.9
 
 @dataclass(frozen=True)
 class Rounding:
-    """One tensor: `ratio` is |D| / |W|, `kept` <K, D> / <D, D>, `error` |K - D| / |D|."""
+    """One tensor: `ratio` is |D| / |W|, `kept` <K, D> / <D, D>, `error` |K - D| / |D|.
+
+    `sha256` maps the tensors that hold the result in the export to their hashes.
+    """
 
     name: str
     kind: str
@@ -25,6 +28,7 @@ class Rounding:
     ratio: float
     kept: float
     error: float
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Sums:
         self.kept += float(torch.dot(delta, kept))
         self.error += _square(kept.sub_(delta))
 
-    def rounding(self, name: str, kind: str) -> Rounding:
+    def rounding(self, name: str, kind: str, sha256: dict[str, str] | None = None) -> Rounding:
         weight, delta, error = self.weight**0.5, self.delta**0.5, self.error**0.5
         return Rounding(
             name=name,
@@ -54,6 +58,7 @@ class Sums:
             ratio=delta / weight if weight else float(delta > 0),
             kept=self.kept / self.delta if self.delta else 1.0,
             error=error / delta if delta else 0.0,
+            sha256=sha256 or {},
         )
 
 
@@ -62,14 +67,19 @@ def _square(flat: torch.Tensor) -> float:
     return float(torch.dot(flat, flat))
 
 
-def together(group: list[Rounding]) -> tuple[float, float]:
-    weight = sum(one.weight_norm**2 for one in group)
-    delta = sum(one.delta_norm**2 for one in group)
-    kept = sum(one.kept * one.delta_norm**2 for one in group)
-    return (delta / weight) ** 0.5 if weight else float(delta > 0), kept / delta if delta else 1.0
+def together(name: str, group: Sequence[Rounding]) -> Rounding:
+    """Several tensors as if they were one."""
+    squares = [one.delta_norm**2 for one in group]
+    return Sums(
+        weight=sum(one.weight_norm**2 for one in group),
+        delta=sum(squares),
+        error=sum(one.error**2 * square for one, square in zip(group, squares, strict=True)),
+        kept=sum(one.kept * square for one, square in zip(group, squares, strict=True)),
+    ).rounding(name, "all")
 
 
 def warnings_about(whole: Rounding) -> Iterator[str]:
+    """Sentences a user should read, from the rounding of everything together."""
     if whole.ratio == 0:
         yield "the adapter changes nothing: all its products are zero"
     elif whole.kept < KEPT_ENOUGH:

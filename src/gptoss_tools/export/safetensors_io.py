@@ -1,16 +1,17 @@
 """Where each tensor of a safetensors file lies, so that single tensors are read and rewritten.
 
 The format: 8 bytes little-endian header length, a JSON header, then the data. Only what the export
-needs: no writing of new files, no mapping into memory, no devices.
+needs: no mapping into memory, no devices.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,18 @@ def _ref(name: str, path: Path, record: dict, start: int) -> TensorRef:
     if first < 0 or last < first or (bits and math.prod(shape) * bits != (last - first) * 8):
         raise ValueError(f"{name} has offsets that do not fit its shape")
     return TensorRef(name, path, record["dtype"], shape, start + first, last - first)
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """What precedes the data in a file of these tensors: (name, kind, shape, bytes) in order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, kind, shape, nbytes in tensors:
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8, as the format asks
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)
