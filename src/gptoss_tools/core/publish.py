@@ -3,6 +3,7 @@
 A file is written under a temporary name beside its target, synced, and renamed. A folder gets a
 manifest (names and sizes) before its rename, so a reader can also tell a damaged copy. Temporary
 names start with `.tmp-`; `sweep` removes what a killed process left. Knows nothing of checkpoints.
+Writers without a lock of their own use `core.whole_folder`, which publishes too.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from gptoss_tools.core import mxfp4
-from gptoss_tools.core.publish import sync
+from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.errors import DataError
 from gptoss_tools.export.changes import Change
 from gptoss_tools.export.experts import ExpertChange, Experts, experts_of
-from gptoss_tools.export.files import copy_file, disk_full, whole_folder
+from gptoss_tools.export.files import copy_file, disk_full
 from gptoss_tools.export.merge import measure
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
 from gptoss_tools.export.record import ExportReport, write_record
@@ -119,8 +119,6 @@ def export_bf16(
             _write(plan, outputs, folder, report, tell)
             report.conclude()
             write_record(adapter_dir, folder, report)
-            for path in folder.iterdir():
-                sync(path)
     report.seconds = time.perf_counter() - start
     return report
 

@@ -1,4 +1,4 @@
-"""Copies that the file system shares where it can, and folders that appear whole or not at all."""
+"""Copies that the file system shares where it can."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from gptoss_tools.core.publish import sync
-from gptoss_tools.errors import GptossError, RunFolderError
+from gptoss_tools.core.whole_folder import whole_folder
+from gptoss_tools.errors import GptossError
+
+__all__ = ["copy_file", "disk_full", "whole_folder"]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file (Btrfs, XFS)
 _PIECE = 64 << 20
@@ -60,55 +61,6 @@ def disk_full(path: Path, needed: int, free: int) -> GptossError:
         f"{free / 1e9:.2f} GB free",
         hint="name another folder with --out",
     )
-
-
-@contextmanager
-def whole_folder(out: Path, *, replace: bool) -> Iterator[Path]:
-    """Yield a hidden folder beside `out` that takes its name when the block ends without error.
-
-    An error removes it; what a killed process left is cleared by the next call. An existing `out`
-    is kept until the new folder is complete, and must not exist without `replace`. Raises
-    RunFolderError while another process writes the same folder.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"{out} cannot be written: {error.strerror}", hint="name another folder with --out"
-        ) from error
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunFolderError(f"another process is writing {out}") from error
-        for left in partial.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        try:
-            yield partial
-            sync(partial)
-            _take_name(partial, out, replace)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise GptossError(f"the disk of {out.parent} is full; nothing was kept") from error
-            raise
-    finally:
-        os.close(handle)
-
-
-def _take_name(partial: Path, out: Path, replace: bool) -> None:
-    old = out.with_name(f".{out.name}.old")
-    if out.exists():
-        empty = out.is_dir() and not any(out.iterdir())
-        if not replace and not empty:
-            raise RunFolderError(f"{out} appeared while the export ran", hint="pass --overwrite")
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-    os.rename(partial, out)
-    sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _reflink(reader: int, writer: int) -> bool:

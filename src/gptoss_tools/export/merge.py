@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from gptoss_tools.core import mxfp4
-from gptoss_tools.core.publish import sync
+from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.export.changes import Change
 from gptoss_tools.export.experts import ExpertChange, experts_of
-from gptoss_tools.export.files import copy_file, disk_full, whole_folder
+from gptoss_tools.export.files import copy_file, disk_full
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
 from gptoss_tools.export.record import ExportReport, write_record
 from gptoss_tools.export.rounding import Sums, together
@@ -76,8 +76,6 @@ def export_mxfp4(
             report.copied_by = _copy(plan, folder, tell)
             _rewrite(plan, folder, report, tell)
             write_record(adapter_dir, folder, report)
-            for path in folder.iterdir():
-                sync(path)
     report.seconds = time.perf_counter() - start
     return report
 
