@@ -8,7 +8,7 @@ CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolki
   nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
   nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx)
 
-.PHONY: env browser demo test fast check fix docs lock data clean
+.PHONY: env browser demo test fast bench check fix docs lock data clean
 
 env: $(VENV)/.ready
 
@@ -31,6 +31,11 @@ test: env
 
 fast: env
 	$(BIN)/python -m pytest -m "not slow"
+
+# The quick ones. At full size: export.py --size 20b, full_size.py --size 20b (a GPU), learning.py
+bench: env
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/full_size.py
 
 check: env
 	$(BIN)/ruff check .

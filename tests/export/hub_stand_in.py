@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -233,10 +234,20 @@ def state_address(handler: Hub) -> str:
     return f"http://127.0.0.1:{handler.server.server_port}"
 
 
+class Server(ThreadingHTTPServer):
+    """Quiet about clients that are gone: tests kill them."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving():
     """Serve until the block ends; yields (address, state)."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = Server(("127.0.0.1", 0), Hub)
     server.state = State()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
