@@ -8,7 +8,6 @@ file is `gguf_verify`'s affair, adapters alone are `gguf_lora`'s.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 from gguf import GGUFWriter
 
-from gptoss_tools.core.publish import sync
+from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.errors import ConfigError, DataError
-from gptoss_tools.export.files import disk_full, whole_folder
-from gptoss_tools.export.gguf_layout import ARCHITECTURE, Dimensions
+from gptoss_tools.export.files import disk_full
+from gptoss_tools.export.gguf_layout import ARCHITECTURE, Dimensions, read_config
 from gptoss_tools.export.gguf_metadata import add_metadata, add_sampling
 from gptoss_tools.export.gguf_tensors import Planned, plan_tensors
 from gptoss_tools.export.gguf_tokenizer import add_tokenizer
@@ -59,7 +58,7 @@ def export_gguf(
         raise ConfigError(f"gguf_dtype {dtype!r} is unknown", hint="use bf16 or f32")
     check_out(out_dir, (adapter_dir, base_dir), overwrite)
     plan = plan_export(adapter_dir, base_dir)
-    config = _read_config(base_dir)
+    config = read_config(base_dir)
     changes = {change.base.name: change for change in plan.changes}
     planned = plan_tensors(Dimensions.from_config(config), plan.base, changes, exact=dtype == "f32")
     report = ExportReport(
@@ -103,8 +102,6 @@ def export_gguf(
                 base_dir=base_dir,
             )
             write_record(adapter_dir, folder, report)
-            for path in folder.iterdir():
-                sync(path)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -153,14 +150,3 @@ class _Job:
         if one.change is not None:
             base, hashes = one.change.base, {one.tensor.name: digest.hexdigest()}
             self.report.tensors.append(sums.rounding(base.name, one.change.kind, hashes))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} is not a JSON object")
-    return config

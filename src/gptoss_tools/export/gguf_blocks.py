@@ -23,10 +23,14 @@ _NIBBLE = np.uint64(4)
 def repack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Checkpoint blocks uint8 [..., G, 16] and scales [..., G] to GGML's uint8 [..., G * 17].
 
-    Raises DataError if the two shapes do not belong together.
+    Raises DataError if the two do not belong together.
     """
-    if blocks.shape != (*scales.shape, 16) or blocks.dtype != np.uint8 != scales.dtype:
-        raise DataError(f"MXFP4 blocks {blocks.shape} do not fit scales {scales.shape}")
+    bytes_only = blocks.dtype == np.uint8 == scales.dtype
+    if blocks.shape != (*scales.shape, 16) or not bytes_only:
+        raise DataError(
+            f"MXFP4 blocks {blocks.dtype} {blocks.shape} do not fit scales {scales.dtype} "
+            f"{scales.shape}"
+        )
     # Eight bytes at a time, as one integer each: four times as fast as byte by byte.
     words = np.ascontiguousarray(blocks).reshape(-1, 16).view("<u8")
     first, second = words[:, 0], words[:, 1]  # values 0 to 15, 16 to 31

@@ -8,9 +8,11 @@ first, as in a checkpoint; GGUF writes them the other way round. How values get 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -123,6 +125,18 @@ class Dimensions:
                 GgufTensor(f"{to_expert}.bias", f"{module}_bias", shape[:2], "float32", part),
             ]
         return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json. Raises DataError where it is missing or no JSON object."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} is not a JSON object")
+    return config
 
 
 def _float(name: str, source: str, *shape: int) -> GgufTensor:

@@ -6,6 +6,7 @@ all of it as this process's memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, ReaderTensor
 
-from gptoss_tools.errors import DataError
 from gptoss_tools.export.gguf_blocks import BLOCK_BYTES
-from gptoss_tools.export.gguf_layout import ARCHITECTURE, Dimensions, GgufTensor
+from gptoss_tools.export.gguf_layout import ARCHITECTURE, Dimensions, GgufTensor, read_config
 from gptoss_tools.export.gguf_metadata import REQUIRED as MODEL_KEYS
 from gptoss_tools.export.gguf_tensors import plan_tensors
 from gptoss_tools.export.gguf_tokenizer import REQUIRED as TOKENIZER_KEYS
@@ -49,7 +49,7 @@ def verify_gguf(path: Path, base_dir: Path | None) -> list[str]:
         return problems
     size = _dimensions(reader)
     if base_dir is not None:
-        expected = _base_dimensions(base_dir)
+        expected = Dimensions.from_config(read_config(base_dir))
         if expected != size:
             return [f"{path} describes {size}, and the base is {expected}"]
     problems = list(_table(reader, size))
@@ -98,14 +98,6 @@ def _dimensions(reader: GGUFReader) -> Dimensions:
     )
 
 
-def _base_dimensions(base_dir: Path) -> Dimensions:
-    path = base_dir / "config.json"
-    try:
-        return Dimensions.from_config(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
 def _table(reader: GGUFReader, size: Dimensions) -> Iterator[str]:
     expected = {tensor.name: tensor for tensor in size.table()}
     found = {tensor.name: tensor for tensor in reader.tensors}
@@ -149,10 +141,15 @@ def _differences(
     path: Path, found: dict[str, ReaderTensor], size: Dimensions, base_dir: Path
 ) -> Iterator[str]:
     changed = _changed(path)
+    hashes = {name: value for one in (changed or {}).values() for name, value in one.items()}
     exact = found["blk.0.attn_q.weight"].tensor_type == Kind.F32
     for planned in plan_tensors(size, open_checkpoint(base_dir), {}, exact=exact):
         tensor = planned.tensor
-        if tensor.source in changed if changed is not None else "_exps." not in tensor.name:
+        if changed is None and "_exps." not in tensor.name:
+            continue
+        if changed is not None and tensor.source in changed:
+            if tensor.name in hashes and _sha256(path, found[tensor.name]) != hashes[tensor.name]:
+                yield f"{tensor.name} is not what {RECORD} says"
             continue
         if planned.kind != found[tensor.name].tensor_type:
             yield f"{tensor.name} is {found[tensor.name].tensor_type.name}, not {planned.kind.name}"
@@ -166,10 +163,17 @@ def _differences(
             offset += flat.size
 
 
-def _changed(path: Path) -> set[str] | None:
-    """The checkpoint names of what the adapter changed, None where that is not known."""
+def _sha256(path: Path, tensor: ReaderTensor) -> str:
+    digest = hashlib.sha256()
+    for piece in _read(path, tensor):
+        digest.update(piece.data)
+    return digest.hexdigest()
+
+
+def _changed(path: Path) -> dict[str, dict[str, str]] | None:
+    """What the adapter changed, by checkpoint name, with hashes; None where that is not known."""
     try:
         record = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))
-        return {tensor["name"] for tensor in record["tensors"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {tensor["name"]: dict(tensor.get("sha256") or {}) for tensor in record["tensors"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -19,6 +19,7 @@ from gptoss_tools.export.prompt_form import TODAY, PromptForm, training_form
 from gptoss_tools.export.safetensors_io import read_header
 
 NAME = "SERVING.md"
+ADAPTER = "adapter.gguf"
 Format = Literal["mxfp4", "bf16", "gguf", "adapter"]
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all that --max-lora-rank takes
@@ -156,9 +157,9 @@ def _llama_cpp(export: _Export) -> str:
     heading = "## llama.cpp\n\n"
     model = "-m model.gguf"
     if export.format == "adapter":
-        if not (export.folder / "adapter.gguf").is_file():
-            return heading + "There is no adapter.gguf here: see `warnings` in export.json."
-        model = "-m BASE.gguf --lora adapter.gguf"
+        if not (export.folder / ADAPTER).is_file():
+            return heading + f"There is no {ADAPTER} here: see `warnings` in export.json."
+        model = f"-m BASE.gguf --lora {ADAPTER}"
         heading += (
             f"`BASE.gguf` is {export.base} as GGUF, as llama.cpp's `convert_hf_to_gguf.py` makes "
             "it.\n\n"
