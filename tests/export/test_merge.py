@@ -55,7 +55,7 @@ def test_every_untouched_byte_is_the_base_s(base, adapter, tmp_path):
     touched = {t.name for t in report.tensors}
     assert len(touched) == 3 * len(PROJECTIONS)
     before, after = untouched_hashes(base, touched), untouched_hashes(out, touched)
-    ours = {"export.json", "manifest.json"}
+    ours = {"export.json", "manifest.json", "SERVING.md"}
     assert set(after) == (set(before) - {"README.md"}) | ours
     assert all(before[name] == after[name] for name in after if name not in ours)
     assert [len(h) for n, h in after.items() if n.startswith("model-0")] != [1, 1, 1]

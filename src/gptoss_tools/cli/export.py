@@ -73,11 +73,12 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
         }
         for one in report.by_kind()
     ]
+    lines = [align(rows), *([str(report.logits)] if report.logits else [])]
     said = "would write" if settings.dry_run else "wrote"
     out.result(
         record,
         f"{said} {folder}: {report.bytes_total / 1e6:.1f} MB, of which "
-        f"{report.bytes_rewritten / 1e6:.1f} MB rewritten\n{align(rows)}",
+        f"{report.bytes_rewritten / 1e6:.1f} MB rewritten\n" + "\n".join(lines),
     )
     if not settings.dry_run:
         out.hint(f"gptoss verify-export {folder}")

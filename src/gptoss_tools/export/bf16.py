@@ -28,9 +28,10 @@ from gptoss_tools.errors import DataError
 from gptoss_tools.export.changes import Change
 from gptoss_tools.export.experts import ExpertChange, Experts, experts_of
 from gptoss_tools.export.files import copy_file, disk_full
+from gptoss_tools.export.finish import finish
 from gptoss_tools.export.merge import measure
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
-from gptoss_tools.export.record import ExportReport, write_record
+from gptoss_tools.export.record import ExportReport
 from gptoss_tools.export.rounding import Sums
 from gptoss_tools.export.safetensors_io import INDEX, TensorRef, header_bytes
 
@@ -118,7 +119,7 @@ def export_bf16(
         with whole_folder(out_dir, replace=overwrite) as folder:
             _write(plan, outputs, folder, report, tell)
             report.conclude()
-            write_record(adapter_dir, folder, report)
+            finish(plan, folder, report, "bf16")
     report.seconds = time.perf_counter() - start
     return report
 

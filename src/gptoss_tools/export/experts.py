@@ -9,6 +9,7 @@ both parameters are adapted their wrappers are nested, gate_up_proj innermost: i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ def experts_of(base: Checkpoint) -> dict[str, Experts]:
         _check(blocks.kind == "U8" and blocks.shape == (*scales.shape, 16), blocks, wanted)
         found[name] = Experts(name, (blocks, scales))
     return found
+
+
+def parameters_of(base: Checkpoint) -> int:
+    """How many weights a checkpoint holds, packed ones counted one by one."""
+    experts = experts_of(base)
+    plain = [r for r in base.tensors.values() if mxfp4.parameter_name(r.name) not in experts]
+    return sum(math.prod(one.shape) for one in (*experts.values(), *plain))
 
 
 def _check(right: bool, ref: TensorRef, wanted: str) -> None:

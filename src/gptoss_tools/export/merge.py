@@ -26,8 +26,9 @@ from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.export.changes import Change
 from gptoss_tools.export.experts import ExpertChange, experts_of
 from gptoss_tools.export.files import copy_file, disk_full
+from gptoss_tools.export.finish import finish
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
-from gptoss_tools.export.record import ExportReport, write_record
+from gptoss_tools.export.record import ExportReport
 from gptoss_tools.export.rounding import Sums, together
 from gptoss_tools.export.safetensors_io import TensorRef
 
@@ -75,7 +76,7 @@ def export_mxfp4(
         with whole_folder(out_dir, replace=overwrite) as folder:
             report.copied_by = _copy(plan, folder, tell)
             _rewrite(plan, folder, report, tell)
-            write_record(adapter_dir, folder, report)
+            finish(plan, folder, report, "mxfp4")
     report.seconds = time.perf_counter() - start
     return report
 

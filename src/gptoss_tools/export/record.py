@@ -24,6 +24,28 @@ _SETTINGS = (
 )
 
 
+@dataclass(frozen=True)
+class LogitGap:
+    """Largest absolute differences over all positions and tokens; `skipped` says why there is none.
+
+    `rounding`: export against base + adapter unmerged. `adapter`: base + adapter against the base.
+    """
+
+    rounding: float | None = None
+    adapter: float | None = None
+    positions: int = 0
+    skipped: str = ""
+
+    def __str__(self) -> str:
+        if self.rounding is None:
+            return f"logits not compared: {self.skipped}"
+        return (
+            f"largest logit difference to the unmerged adapter {self.rounding:.3g}, at "
+            f"{self.positions} positions (the adapter itself moves logits by up to "
+            f"{self.adapter:.3g})"
+        )
+
+
 @dataclass
 class ExportReport:
     """What an export did; a dry run measures the same and has `written` False.
@@ -42,6 +64,7 @@ class ExportReport:
     bytes_rewritten: int
     seconds: float = 0.0
     copied_by: str = ""
+    logits: LogitGap | None = None
     warnings: list[str] = field(default_factory=list)
 
     def conclude(self) -> None:
@@ -82,6 +105,7 @@ def write_record(adapter_dir: Path, folder: Path, report: ExportReport) -> None:
         "bytes_rewritten": report.bytes_rewritten,
         "ratio": report.ratio,
         "kept": report.kept,
+        "logits": asdict(report.logits) if report.logits else None,
         "warnings": report.warnings,
         "tensors": [asdict(rounding) for rounding in report.tensors],
     }

@@ -1,0 +1,53 @@
+"""How far an export's logits lie from base + adapter unmerged, on a few prompts.
+
+Both models are loaded one after the other, in float32 on the CPU, so that only what the export
+rounded lies between them. That takes a whole model in memory; `finish` spares large ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from gptoss_tools.core.harmony import render
+from gptoss_tools.errors import MachineError
+from gptoss_tools.export.record import LogitGap
+from gptoss_tools.models.loading import load_model, load_tokenizer, load_with_adapter
+
+_PROMPTS = (
+    "Hour 09: load 40 kW, tank 120 of 300 kWh, carbon 0.31 kg/kWh. Actions: [0] [1] [2] [3].",
+    "The price is 12 now and 9 in an hour; the stock lasts two hours. Buy now, or wait?",
+    "Name the larger number: 17 or 71.",
+)
+
+
+def compare_logits(folder: Path, base_dir: Path, adapter_dir: Path) -> LogitGap:
+    """Run the prompts through base, base + adapter and the export in `folder`."""
+    options = {"dtype": "float32", "device": "cpu", "for_training": False}
+    try:
+        tokenizer = load_tokenizer(folder)
+        texts = [
+            render([{"role": "user", "content": text}], date="2026-01-01") for text in _PROMPTS
+        ]
+        ids = [torch.tensor([tokenizer(text).input_ids]) for text in texts]
+        model = load_with_adapter(base_dir, adapter_dir, **options)
+        unmerged = _logits(model, ids)
+        with model.disable_adapter():
+            before = _logits(model, ids)
+        del model
+        after = _logits(load_model(folder, **options), ids)
+    except MachineError as error:
+        return LogitGap(skipped=str(error))
+    return LogitGap(
+        rounding=float((after - unmerged).abs().max()),
+        adapter=float((unmerged - before).abs().max()),
+        positions=len(after),
+    )
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel | torch.nn.Module, ids: list[torch.Tensor]) -> torch.Tensor:
+    """Logits of all prompts, one after the other: [positions, vocabulary]."""
+    return torch.cat([model(one).logits[0] for one in ids])
