@@ -21,7 +21,7 @@ from gptoss_tools.core.publish import write_json
 from gptoss_tools.core.runs import open_run
 from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.export import adapter as adapters
-from gptoss_tools.export.changes import Change
+from gptoss_tools.export.changes import CHUNK, Change
 from gptoss_tools.export.experts import ExpertChange
 from gptoss_tools.export.files import copy_file
 from gptoss_tools.export.gguf_layout import ARCHITECTURE, Dimensions, GgufTensor, read_config
@@ -30,12 +30,6 @@ from gptoss_tools.export.plan import Progress, check_out, name_of, tell_nobody
 from gptoss_tools.export.record import ExportReport, write_record
 from gptoss_tools.export.safetensors_io import TensorRef, open_checkpoint
 from gptoss_tools.export.serving import ADAPTER, write_serving
-
-_REASONS = {
-    "dora": "DoRA rescales the merged weights",
-    "bias": "a trained bias is no product of two matrices",
-    "replaced": "a module trained as a whole is no product of two matrices",
-}
 
 
 def export_adapter(
@@ -57,7 +51,7 @@ def export_adapter(
     check_out(out_dir, (adapter_dir, base_dir), overwrite)
     changes = adapters.read_adapter(adapter_dir, open_checkpoint(base_dir))
     pairs = list(_pairs(changes, Dimensions.from_config(read_config(base_dir)).table()))
-    lacking = sorted({c.kind for c in changes.plain if c.kind in _REASONS or c.new is not None})
+    lacking = sorted({reason for change in changes.plain if (reason := _lacking(change))})
     weights = adapter_dir / adapters.WEIGHTS
     report = ExportReport(
         out=out_dir,
@@ -71,8 +65,7 @@ def export_adapter(
         bytes_rewritten=0,
     )
     if lacking:
-        reasons = "; ".join(_REASONS.get(kind, _REASONS["replaced"]) for kind in lacking)
-        report.warnings.append(f"no {ADAPTER} for llama.cpp: {reasons}")
+        report.warnings.append(f"no {ADAPTER} for llama.cpp: {'; '.join(lacking)}")
     tell = on_progress or tell_nobody
     if not dry_run:
         with whole_folder(out_dir, replace=overwrite) as folder:
@@ -100,6 +93,23 @@ def export_adapter(
             write_record(adapter_dir, folder, report)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _lacking(change: Change) -> str | None:
+    """Why a change is no GGUF LoRA, None where it is one."""
+    if change.magnitude is not None:
+        return "DoRA rescales the merged weights"
+    if change.a is None:
+        return f"a trained {change.base.name.rsplit('.', 1)[-1]} is no product of two matrices"
+    # PEFT saves lm_head below its LoRA whether it was trained or not.
+    if change.new is not None and not _equal(change.base, change.new):
+        return "the weight below a LoRA was trained too"
+    return None
+
+
+def _equal(one: TensorRef, other: TensorRef) -> bool:
+    pieces = ((one.read(*rows), other.read(*rows)) for rows in one.pieces(CHUNK))
+    return all(torch.equal(a.float(), b.float()) for a, b in pieces)
 
 
 def _portable_config(adapter_dir: Path, base_name: str) -> dict[str, Any]:
