@@ -49,9 +49,14 @@ class TensorRef:
         return _TYPES.get(self.kind)
 
     def pieces(self, values: int) -> Iterator[tuple[int, int]]:
-        """Ranges of rows (first axis) that hold about `values` values each."""
+        """Ranges of rows (first axis) that hold about `values` values each.
+
+        Multiples of 64 rows where they are many: BLAS rounds the last few rows of a product
+        otherwise, and merging by pieces is to give the bits of merging the whole.
+        """
         rows = self.shape[0] if self.shape else 1
         step = max(1, values // max(1, math.prod(self.shape[1:])))
+        step -= step % 64 if step > 64 else 0
         for first in range(0, rows, step):
             yield first, min(rows, first + step)
 
