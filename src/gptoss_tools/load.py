@@ -44,6 +44,7 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "generate": declared.GenerateSettings,
     "evaluate": declared.EvaluateSettings,
     "export": declared.ExportSettings,
+    "verify-export": declared.VerifyExportSettings,
     "runs": declared.RunsSettings,
     "report": declared.ReportSettings,
     "demo": declared.DemoSettings,

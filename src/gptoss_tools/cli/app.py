@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "generate": "Answer a prompt, or every row of a table.",
     "evaluate": "Measure a policy on held-out decisions, with intervals and baselines.",
     "export": "Merge an adapter into its base checkpoint, for serving.",
+    "verify-export": "Check an export: structure, bytes against its base, values.",
     "runs": "List runs: state, steps, held-out regret, size.",
     "report": "Make one HTML page that shows what runs learned.",
     "config": "Show every setting of a command and where its value comes from.",

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from gptoss_tools.export.safetensors_io import INDEX, TensorRef, header_bytes
 
 LARGEST_SHARD = 5_000_000_000
 """Bytes of tensors per file, as the Hub's own libraries split."""
+CONFIG = "config.json"
 _PIECE = 16 << 20
 
 
@@ -177,11 +179,12 @@ def _write(
                     done += piece.nbytes
                     tell("write", done, total)
     for path in plan.extra:
-        copy_file(path, folder / path.name, lambda size: None)
-    _edit_config(folder / "config.json")
+        if path.name != CONFIG:
+            copy_file(path, folder / path.name, lambda size: None)
+    _write_json(folder / CONFIG, plain_config(plan.base.folder / CONFIG))
     # The index comes last, so a folder that was cut off does not even look like a checkpoint.
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / INDEX, index)
 
 
 def _told(output: Output, report: ExportReport) -> Iterator[np.ndarray]:
@@ -196,14 +199,18 @@ def _told(output: Output, report: ExportReport) -> Iterator[np.ndarray]:
         report.tensors.append(sums.rounding(output.name, output.change.kind, hashes))
 
 
-def _edit_config(path: Path) -> None:
-    """Take quantization_config out; every other key stays as published."""
+def plain_config(path: Path) -> dict[str, Any]:
+    """The base's config.json without quantization_config; every other key as published."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("quantization_config", None)
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is not a JSON object: {error}") from error
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _bytes(values: torch.Tensor) -> np.ndarray:

@@ -27,11 +27,7 @@ def compare_logits(folder: Path, base_dir: Path, adapter_dir: Path) -> LogitGap:
     """Run the prompts through base, base + adapter and the export in `folder`."""
     options = {"dtype": "float32", "device": "cpu", "for_training": False}
     try:
-        tokenizer = load_tokenizer(folder)
-        texts = [
-            render([{"role": "user", "content": text}], date="2026-01-01") for text in _PROMPTS
-        ]
-        ids = [torch.tensor([tokenizer(text).input_ids]) for text in texts]
+        ids = _prompt_ids(folder)
         model = load_with_adapter(base_dir, adapter_dir, **options)
         unmerged = _logits(model, ids)
         with model.disable_adapter():
@@ -47,7 +43,27 @@ def compare_logits(folder: Path, base_dir: Path, adapter_dir: Path) -> LogitGap:
     )
 
 
+def run_prompts(folder: Path) -> tuple[str, str]:
+    """Load the export in `folder` and run the prompts; return (what is wrong or "", what was seen).
+
+    Raises MachineError without the memory, DataError where the checkpoint lacks a tensor.
+    """
+    ids = _prompt_ids(folder)
+    logits = _logits(load_model(folder, for_training=False), ids)
+    if not bool(torch.isfinite(logits).all()):
+        return "a forward pass gives logits that are NaN or infinite", ""
+    return "", f"finite logits at {len(logits)} positions of {len(ids)} prompts"
+
+
+def _prompt_ids(folder: Path) -> list[torch.Tensor]:
+    tokenizer = load_tokenizer(folder)
+    asked = [[{"role": "user", "content": text}] for text in _PROMPTS]
+    texts = [render(messages, date="2026-01-01") for messages in asked]
+    return [torch.tensor([tokenizer(text).input_ids]) for text in texts]
+
+
 @torch.inference_mode()
 def _logits(model: PreTrainedModel | torch.nn.Module, ids: list[torch.Tensor]) -> torch.Tensor:
     """Logits of all prompts, one after the other: [positions, vocabulary]."""
-    return torch.cat([model(one).logits[0] for one in ids])
+    device = next(model.parameters()).device
+    return torch.cat([model(one.to(device)).logits[0] for one in ids])

@@ -63,15 +63,7 @@ def plan_export(adapter_dir: Path, base_dir: Path, *, experts: bool = False) -> 
     changes = adapters.read_adapter(adapter_dir, base)
     if changes.experts and not experts:
         raise refusal(adapter_dir, changes.experts[0].base.name)
-    extra = tuple(
-        path
-        for path in sorted(base_dir.iterdir())
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.suffix not in _LEFT_BEHIND
-        and path.name not in _NOT_THE_BASE
-        and path != base.index
-    )
+    extra = extra_files(base)
     if not any(path.name == "config.json" for path in extra):
         raise DataError(f"{base_dir} holds no config.json")
     return ExportPlan(
@@ -81,6 +73,19 @@ def plan_export(adapter_dir: Path, base_dir: Path, *, experts: bool = False) -> 
         changes=changes.plain,
         experts=changes.experts,
         extra=extra,
+    )
+
+
+def extra_files(base: Checkpoint) -> tuple[Path, ...]:
+    """Config, tokenizer, template and terms of a base: its files but weights, index and cards."""
+    return tuple(
+        path
+        for path in sorted(base.folder.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.suffix not in _LEFT_BEHIND
+        and path.name not in _NOT_THE_BASE
+        and path != base.index
     )
 
 
