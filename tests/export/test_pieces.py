@@ -45,3 +45,18 @@ def test_a_tensor_of_few_long_rows_still_has_pieces(tmp_path):
     ref = read_header(tmp_path / "few.safetensors")["w"]
     assert list(ref.pieces(10)) == [(0, 1), (1, 2), (2, 3)]
     assert list(ref.pieces(2000)) == [(0, 2), (2, 3)]
+
+
+def test_threads_are_given_back_after_the_last_piece_and_after_an_error(change):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pieces = change.merged()
+        next(pieces)
+        assert torch.get_num_threads() == 1
+        pieces.close()
+        assert torch.get_num_threads() == 2
+        merged(change)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

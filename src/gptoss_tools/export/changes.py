@@ -12,6 +12,7 @@ import torch
 
 from gptoss_tools.errors import DataError
 from gptoss_tools.export.safetensors_io import TensorRef
+from gptoss_tools.export.threads import one_thread
 
 CHUNK = 1 << 18
 """Values per piece: 1 MB in float32, which stays in the caches. Pieces of 64 MB took eight times
@@ -41,21 +42,30 @@ class Change:
         return "bias" if self.plus is not None else "replaced"
 
     def merged(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yield (first row, stored rows, merged float32 rows), `CHUNK` values at a time."""
+        """Yield (first row, stored rows, merged float32 rows), `CHUNK` values at a time.
+
+        Torch keeps to one thread meanwhile, also in what the caller does with the rows.
+        """
         a = self.a.read().float() if self.a is not None else None
-        for first, last in self.base.pieces(CHUNK):
-            stored = self.base.read(first, last)
-            start = stored if self.new is None else self.new.read(first, last)
-            merged = start.to(torch.float32, copy=True)
-            if a is not None and self.b is not None:
-                merged += (self.b.read(first, last).float() @ a) * self.scale
-            if self.plus is not None:
-                merged += self.plus.read(first, last).float() * self.scale
-            if self.magnitude is not None:
-                norm = torch.linalg.vector_norm(merged, dim=1)
-                factor = self.magnitude.read(first, last).float() / norm
-                merged *= factor[:, None]
-            yield first, stored, merged
+        with one_thread():
+            for first, last in self.base.pieces(CHUNK):
+                stored = self.base.read(first, last)
+                yield first, stored, self._merge(stored, a, first, last)
+
+    def _merge(
+        self, stored: torch.Tensor, a: torch.Tensor | None, first: int, last: int
+    ) -> torch.Tensor:
+        start = stored if self.new is None else self.new.read(first, last)
+        merged = start.to(torch.float32, copy=True)
+        if a is not None and self.b is not None:
+            merged += (self.b.read(first, last).float() @ a) * self.scale
+        if self.plus is not None:
+            merged += self.plus.read(first, last).float() * self.scale
+        if self.magnitude is not None:
+            norm = torch.linalg.vector_norm(merged, dim=1)
+            factor = self.magnitude.read(first, last).float() / norm
+            merged *= factor[:, None]
+        return merged
 
 
 def scale_of(module: str, rank: int, config: dict[str, Any]) -> float:

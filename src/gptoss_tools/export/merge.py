@@ -31,7 +31,6 @@ from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_expor
 from gptoss_tools.export.record import ExportReport
 from gptoss_tools.export.rounding import Sums, together
 from gptoss_tools.export.safetensors_io import TensorRef
-from gptoss_tools.export.threads import one_thread
 
 RULE: mxfp4.Rule = "best"
 """How experts are packed again: of the rules measured, the one that injects the least error."""
@@ -136,8 +135,6 @@ def _rewrite(plan: ExportPlan, folder: Path | None, report: ExportReport, tell: 
         refs = change.base.stored if isinstance(change, ExpertChange) else (change.base,)
         sums = Sums()
         with ExitStack() as stack:
-            if isinstance(change, Change):  # in small pieces; an expert is large enough to share
-                stack.enter_context(one_thread())
             places = _Places(folder, refs, stack)
             for ref, values in _pieces(change, sums):
                 places.write(ref, values)
