@@ -13,6 +13,7 @@ writes export.json and export.md into --out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from measuring import Child, size_of
 HERE = Path(__file__).resolve().parent
 FORMATS = ("mxfp4", "bf16", "gguf")
 SUBSET = 6  # layers to measure bf16 on, where the disk does not hold the whole
+SPARE = 5e9  # bytes of disk left to others
 DEPTHS = (2, 4)  # layers of the models that load-merge-save is measured on
 
 
@@ -112,7 +114,7 @@ class Bench:
     def bf16(self) -> None:
         """Write the whole in bf16 where the disk holds it, else a few layers, extrapolated."""
         whole = dequantised_bytes(self.base)
-        if shutil.disk_usage(self.folder).free > 1.03 * whole:
+        if shutil.disk_usage(self.folder).free > whole + SPARE:
             self.export("bf16", self.base, self.adapter, cold=True)
             return
         points = []
@@ -205,14 +207,16 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=("20b", "tiny"), default="tiny")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="where to work, kept (default: temporary)")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--rounds", type=int, default=2, help="of cp and mxfp4, by turns")
     parser.add_argument("--no-load-merge-save", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        bench = Bench(Path(folder), options.size, options.rounds)
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(folder, options.size, options.rounds)
         for number in range(options.rounds):
             for cold in (True, False):
                 steps = [lambda c=cold: bench.copy(c)]
@@ -227,7 +231,7 @@ def main() -> None:
         if not options.no_load_merge_save:
             bench.load_merge_save()
         rows = summarize(bench.rows)
-        record = {"size": options.size, "machine": measuring.machine(Path(folder))}
+        record = {"size": options.size, "machine": measuring.machine(folder)}
     text = table(rows)
     print(text)
     if options.size == "20b":
