@@ -7,7 +7,6 @@ every tensor of the adapter must find its place: nothing is dropped in silence.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from gptoss_tools.core import mxfp4
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.export.changes import Change, check_finite, rank_of, same_shape, scale_of
 from gptoss_tools.export.experts import ExpertChange, expert_changes, is_expert, refusal
-from gptoss_tools.export.safetensors_io import Checkpoint, TensorRef, read_header
+from gptoss_tools.export.safetensors_io import Checkpoint, TensorRef, read_header, read_object
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -55,13 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no {CONFIG}, so it is no adapter",
             hint="name a run folder or the adapter folder in it",
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} is not a JSON object")
-    return config
+    return read_object(path)
 
 
 def read_changes(folder: Path, base: Checkpoint) -> list[Change]:

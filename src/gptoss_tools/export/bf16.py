@@ -25,7 +25,6 @@ import torch
 
 from gptoss_tools.core import mxfp4
 from gptoss_tools.core.whole_folder import whole_folder
-from gptoss_tools.errors import DataError
 from gptoss_tools.export.changes import Change
 from gptoss_tools.export.experts import ExpertChange, Experts, experts_of
 from gptoss_tools.export.files import copy_file, disk_full
@@ -34,7 +33,7 @@ from gptoss_tools.export.merge import measure
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
 from gptoss_tools.export.record import ExportReport
 from gptoss_tools.export.rounding import Sums
-from gptoss_tools.export.safetensors_io import INDEX, TensorRef, header_bytes
+from gptoss_tools.export.safetensors_io import INDEX, TensorRef, header_bytes, read_object
 
 LARGEST_SHARD = 5_000_000_000
 """Bytes of tensors per file, as the Hub's own libraries split."""
@@ -201,11 +200,8 @@ def _told(output: Output, report: ExportReport) -> Iterator[np.ndarray]:
 
 def plain_config(path: Path) -> dict[str, Any]:
     """The base's config.json without quantization_config; every other key as published."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.pop("quantization_config", None)
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} is not a JSON object: {error}") from error
+    config = read_object(path)
+    config.pop("quantization_config", None)
     return config
 
 

@@ -11,7 +11,12 @@ from gptoss_tools.errors import DataError, RunFolderError
 from gptoss_tools.export import adapter as adapters
 from gptoss_tools.export.experts import ExpertChange, refusal
 from gptoss_tools.export.record import RECORD
-from gptoss_tools.export.safetensors_io import Checkpoint, open_checkpoint
+from gptoss_tools.export.safetensors_io import (
+    Checkpoint,
+    open_checkpoint,
+    read_object,
+    table_problems,
+)
 
 _LEFT_BEHIND = (".bin", ".gguf", ".pt", ".pth", ".safetensors", ".onnx", ".msgpack", ".h5")
 _NOT_THE_BASE = {"README.md", "SERVING.md", "Modelfile", MANIFEST, RECORD, adapters.CONFIG}
@@ -66,6 +71,10 @@ def plan_export(adapter_dir: Path, base_dir: Path, *, experts: bool = False) -> 
     extra = extra_files(base)
     if not any(path.name == "config.json" for path in extra):
         raise DataError(f"{base_dir} holds no config.json")
+    wrong = list(table_problems(base, read_object(base_dir / "config.json")))
+    if wrong:
+        more = f" ({len(wrong)} such problems)" if len(wrong) > 1 else ""
+        raise DataError(f"{base_dir} is no whole gpt-oss: {wrong[0]}{more}", hint="fetch it again")
     return ExportPlan(
         adapter_dir=adapter_dir,
         base=base,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from gptoss_tools.errors import DataError
+from gptoss_tools.models.shapes import expected_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -169,3 +170,32 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise DataError(f"{folder / name} lacks the tensor {tensor} that the index puts there")
     tensors = {tensor: headers[name][tensor] for tensor, name in weight_map.items()}
     return Checkpoint(folder, tuple(folder / name for name in names), tensors, index)
+
+
+def table_problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
+    """Say where names, shapes and types are not what config.json asks for.
+
+    Raises DataError where config.json does not say the sizes.
+    """
+    expected = expected_shapes(config)
+    for name, shape in expected.items():
+        ref = checkpoint.tensors.get(name)
+        if ref is None:
+            yield f"{name} is missing"
+        elif ref.shape != shape:
+            yield f"{name} has shape {ref.shape}, and config.json asks for {shape}"
+        elif (ref.kind != "U8") if name.endswith(("_blocks", "_scales")) else ref.dtype is None:
+            yield f"{name} is of type {ref.kind}"
+    for name in checkpoint.tensors.keys() - expected.keys():
+        yield f"{name} belongs to no model with this config.json"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises DataError otherwise."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a JSON object")
+    return content

@@ -15,15 +15,20 @@ from gptoss_tools.export.bf16 import CONFIG
 from gptoss_tools.export.changes import check_finite
 from gptoss_tools.export.plan import Progress, tell_nobody
 from gptoss_tools.export.record import RECORD, sha256
-from gptoss_tools.export.safetensors_io import Checkpoint, open_checkpoint, read_header
+from gptoss_tools.export.safetensors_io import (
+    Checkpoint,
+    open_checkpoint,
+    read_header,
+    read_object,
+    table_problems,
+)
 from gptoss_tools.export.verify_checkpoint import (
     changed_tensors,
     file_problems,
-    is_packed_config,
     open_whole,
-    table_problems,
     value_problems,
 )
+from gptoss_tools.models.shapes import is_packed
 
 _MAY_CHANGE = (".md", "Modelfile")  # written for people, who may edit them
 
@@ -113,14 +118,13 @@ def _checkpoint(
 ) -> None:
     folder = found.folder
     base = open_checkpoint(base_dir) if base_dir else None
-    problems: list[str] = []
-    checkpoint = open_whole(folder, problems)
+    checkpoint, unread, problems = open_whole(folder)
     found.check("shards and index", problems, f"{len(checkpoint.tensors)} tensors")
-    config = _config(found)
-    if config is None or not checkpoint.tensors:
-        return
-    found.check("shapes against config.json", _table(checkpoint, config))
-    found.check("export.json", _record(record, config, checkpoint.tensors.keys()))
+    if unread:
+        found.skip("names and shapes", "not every shard can be read")
+    else:
+        found.check("names and shapes", _table(checkpoint, found.format))
+        found.check("export.json", _record(record, checkpoint))
     hashes = changed_tensors(record)
     what = f"finite; {len(hashes)} changed"
     what += f", {len(checkpoint.tensors) - len(hashes)} equal to the base" if base else ""
@@ -135,31 +139,19 @@ def _checkpoint(
         _forward(found)
 
 
-def _config(found: Verification) -> dict[str, Any] | None:
+def _table(checkpoint: Checkpoint, format: str) -> Iterable[str]:
     try:
-        config = json.loads((found.folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        found.problems.append(f"{found.folder / CONFIG} cannot be read: {error}")
-        return None
-    return config
-
-
-def _table(checkpoint: Checkpoint, config: dict[str, Any]) -> Iterable[str]:
-    try:
+        config = read_object(checkpoint.folder / CONFIG)
+        if is_packed(config) != (format == "mxfp4"):
+            has = "quantization_config" if is_packed(config) else "no quantization_config"
+            yield f"{RECORD} says {format}, and {CONFIG} has {has}"
         yield from table_problems(checkpoint, config)
     except DataError as error:
         yield str(error)
 
 
-def _record(record: dict[str, Any], config: dict[str, Any], names: Iterable[str]) -> Iterable[str]:
-    packed = is_packed_config(config)
-    if packed != (record["format"] == "mxfp4"):
-        held = "declares MXFP4" if packed else "declares no MXFP4"
-        yield f"{RECORD} says {record['format']}, and {CONFIG} {held}"
-    unknown = set(changed_tensors(record)) - set(names)
-    for name in sorted(unknown):
+def _record(record: dict[str, Any], checkpoint: Checkpoint) -> Iterable[str]:
+    for name in sorted(changed_tensors(record).keys() - checkpoint.tensors.keys()):
         yield f"{RECORD} says that {name} changed, which is not there"
     for key in ("adapter_sha256", "base", "kept", "ratio"):
         if record.get(key) is None:

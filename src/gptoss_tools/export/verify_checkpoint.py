@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptoss_tools.core import mxfp4
 from gptoss_tools.errors import DataError
 from gptoss_tools.export.bf16 import CONFIG, plain_config
 from gptoss_tools.export.experts import Experts, experts_of
@@ -28,18 +27,17 @@ from gptoss_tools.export.safetensors_io import (
     TensorRef,
     read_header,
 )
-from gptoss_tools.models.layout import expected_shapes
 
 _PIECE = 16 << 20
 _LARGEST_SCALE = 252  # 6 * 2**(252 - 127) is the last product that bfloat16 holds
 
 
-def open_whole(folder: Path, problems: list[str]) -> Checkpoint:
-    """Open a checkpoint as far as it can be read, and note everything that is wrong with its files.
+def open_whole(folder: Path) -> tuple[Checkpoint, list[str], list[str]]:
+    """Open a checkpoint as far as it can be read; return it, unread shards, and all problems.
 
     Unlike `open_checkpoint`, which stops at the first problem.
     """
-    index = folder / INDEX
+    index, problems = folder / INDEX, []
     weight_map: dict[str, str] = {}
     total = None
     if index.is_file():
@@ -47,8 +45,8 @@ def open_whole(folder: Path, problems: list[str]) -> Checkpoint:
             content = json.loads(index.read_text(encoding="utf-8"))
             weight_map, total = dict(content["weight_map"]), content["metadata"]["total_size"]
         except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{index} is no index of shards: {error}")
-            return Checkpoint(folder, (), {}, index)
+            problem = f"{index} is no index of shards: {error}"
+            return Checkpoint(folder, (), {}, index), [INDEX], [problem]
     names = sorted(set(weight_map.values())) or [SINGLE]
     headers: dict[str, dict[str, TensorRef]] = {}
     for name in names:
@@ -70,35 +68,13 @@ def open_whole(folder: Path, problems: list[str]) -> Checkpoint:
     for tensor, name in weight_map.items():
         if name in headers and tensor not in headers[name]:
             problems.append(f"{name} lacks {tensor}, which the index puts there")
+    unread = [name for name in names if name not in headers]
     held = sum(ref.nbytes for ref in tensors.values())
-    if total is not None and len(headers) == len(names) and total != held:
+    if total is not None and not unread and total != held:
         problems.append(f"{INDEX} says {total:,} bytes of tensors, the shards hold {held:,}")
     shards = tuple(folder / name for name in headers)
-    return Checkpoint(folder, shards, tensors, index if index.is_file() else None)
-
-
-def table_problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
-    """Compare names, shapes and types with what config.json asks for."""
-    expected = expected_shapes(config, packed=is_packed_config(config))
-    lost = _indexed(checkpoint)
-    for name, shape in expected.items():
-        ref = checkpoint.tensors.get(name)
-        if ref is None:
-            if name not in lost:
-                yield f"{name} is missing"
-        elif ref.shape != shape:
-            yield f"{name} has shape {ref.shape}, and config.json asks for {shape}"
-        elif (ref.kind != "U8") if name.endswith(("_blocks", "_scales")) else ref.dtype is None:
-            yield f"{name} is of type {ref.kind}"
-    for name in checkpoint.tensors.keys() - expected.keys():
-        yield f"{name} belongs to no model with this config.json"
-
-
-def _indexed(checkpoint: Checkpoint) -> set[str]:
-    """The tensors that the index names: one that is missing all the same has been told already."""
-    if checkpoint.index is None:
-        return set()
-    return set(json.loads(checkpoint.index.read_text(encoding="utf-8"))["weight_map"])
+    found = Checkpoint(folder, shards, tensors, index if index.is_file() else None)
+    return found, unread, problems
 
 
 def file_problems(folder: Path, base: Checkpoint, format: str) -> Iterator[str]:
@@ -201,9 +177,3 @@ def changed_tensors(record: Mapping[str, Any]) -> dict[str, str | None]:
     for one in record.get("tensors") or ():
         found |= dict(one.get("sha256") or {one["name"]: None})
     return found
-
-
-def is_packed_config(config: Mapping[str, Any]) -> bool:
-    """Whether config.json declares MXFP4 experts."""
-    quantization = config.get("quantization_config") or {}
-    return quantization.get("quant_method") == mxfp4.QUANTIZATION_CONFIG["quant_method"]
