@@ -162,7 +162,8 @@ def test_the_example_settings_file_holds_only_known_settings_with_their_defaults
     active = "\n".join(line.removeprefix("#") for line in lines)
     write(active)
     for command, model in COMMAND_SETTINGS.items():
-        required = {n: ["x"] for n, i in model.model_fields.items() if i.is_required()}
+        fields = model.model_fields.items()
+        required = {n: "x" if i.annotation is str else ["x"] for n, i in fields if i.is_required()}
         loaded = load(model, command, flags=required, environ={})
         for name, value in loaded.settings.model_dump().items():
             info = model.model_fields[name]
