@@ -210,9 +210,9 @@ def spoil(base, folder, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model/norm/weight": None}, "lacks model.norm.weight"),
-        ({"model/norm/weight": torch.zeros(3)}, "config.json asks for"),
-        ({"model/extra": torch.zeros(3)}, "no place"),
+        ({"model/norm/weight": None}, r"model\.norm\.weight"),
+        ({"model/norm/weight": torch.zeros(3)}, r"model\.norm\.weight"),
+        ({"model/extra": torch.zeros(3)}, r"model\.extra"),
         ({"lm_head/weight": torch.zeros(400, 64, dtype=torch.float64)}, "F64"),
     ],
     ids=["missing", "shape", "unknown", "type"],
@@ -236,18 +236,44 @@ def test_a_base_that_does_not_fit_is_named_and_nothing_is_left(
         ({"tie_word_embeddings": True}, "output matrix"),
         ({"model_type": "llama"}, "no gpt-oss"),
         ({"num_local_experts": "four"}, "num_local_experts"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope"),
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_llama_cpp_cannot_compute_is_refused(change, message, base, adapter, tmp_path):
+def test_what_llama_cpp_cannot_compute_is_refused(change, message, base):
+    config = json.loads((base / "config.json").read_text())
+    assert len(Dimensions.from_config(config).table()) == 60
+    with pytest.raises(DataError, match=message):
+        Dimensions.from_config(config | change)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "llama3", "factor": 8.0},
+        {"rope_type": "yarn", "factor": 8.0, "mscale": 0.7},
+    ],
+    ids=str,
+)
+def test_a_rope_that_a_gguf_cannot_describe_is_refused(rope, base, adapter, tmp_path):
     folder = tmp_path / "base"
     shutil.copytree(base, folder)
-    config = json.loads((folder / "config.json").read_text()) | change
+    config = json.loads((folder / "config.json").read_text()) | {"rope_scaling": rope}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="rope"):
         export_gguf(adapter, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_in_the_words_of_transformers_5_gives_the_same_keys(base, adapter, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_scaling") | {"rope_theta": config.pop("rope_theta")}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    export_gguf(adapter, base, tmp_path / "one" / "out")
+    export_gguf(adapter, folder, tmp_path / "two" / "out")
+    one, two = (read_gguf(tmp_path / name / "out" / "model.gguf") for name in ("one", "two"))
+    assert one == two
 
 
 def test_a_full_disk_leaves_nothing(base, adapter, tmp_path, monkeypatch):

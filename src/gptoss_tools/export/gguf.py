@@ -7,6 +7,7 @@ file is `gguf_verify`'s affair, adapters alone are `gguf_lora`'s.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import time
@@ -130,13 +131,13 @@ class _Job:
         free = shutil.disk_usage(path.parent).free
         if free < self.total:
             raise disk_full(path, self.total, free)
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for one in self.planned:
-            tensor: Any = _Pieces(one.nbytes, self.pieces(one))
-            writer.write_tensor_data(cast(np.ndarray, tensor))
-        writer.close()
+        with contextlib.closing(writer):
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for one in self.planned:
+                tensor: Any = _Pieces(one.nbytes, self.pieces(one))
+                writer.write_tensor_data(cast(np.ndarray, tensor))
 
     def pieces(self, one: Planned) -> Iterator[np.ndarray]:
         """The bytes of one tensor; afterwards the report knows how a change was rounded."""

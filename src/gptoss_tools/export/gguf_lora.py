@@ -7,6 +7,7 @@ report says so.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -170,10 +171,10 @@ def _write_lora(path: Path, name: str, pairs: list[_Pair], alpha: float) -> None
         for suffix, shape in zip(("lora_a", "lora_b"), pair.shapes(), strict=True):
             size = math.prod(shape) * single.itemsize
             writer.add_tensor_info(f"{pair.tensor.name}.{suffix}", shape, single, size)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for pair in pairs:
-        for matrix in pair.matrices(alpha):
-            writer.write_tensor_data(matrix.contiguous().numpy())
-    writer.close()
+    with contextlib.closing(writer):
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for pair in pairs:
+            for matrix in pair.matrices(alpha):
+                writer.write_tensor_data(matrix.contiguous().numpy())

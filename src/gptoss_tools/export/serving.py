@@ -176,7 +176,8 @@ jq -Rs '{{prompt: rtrimstr("\\n"), n_predict: {export.answer}, temperature: 0}}'
     curl -s http://localhost:8080/completion -H 'Content-Type: application/json' -d @-
 ```
 
-`/v1/chat/completions` uses the chat template in the GGUF{date}."""
+`/v1/chat/completions` uses the chat template in the GGUF{date}. llama.cpp rounds activations to
+eight bits, so that near ties may fall otherwise than in training."""
 
 
 def _ollama(export: _Export) -> str:
