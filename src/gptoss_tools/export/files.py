@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gptoss_tools.core.whole_folder import whole_folder
@@ -26,32 +26,69 @@ def copy_file(source: Path, target: Path, on_bytes: Callable[[int], None]) -> st
     the first byte where that can be known.
     """
     size = source.stat().st_size
+    if share_or_reserve(source, target):
+        on_bytes(size)
+        return "reflink"
+    require_room(target, size)
+    return fill(source, target, on_bytes)
+
+
+def share_or_reserve(source: Path, target: Path) -> bool:
+    """Make `target` a reflink of `source` (True) or a file of its size for `fill` (False)."""
     with source.open("rb") as reader, target.open("wb") as writer:
         if _reflink(reader.fileno(), writer.fileno()):
-            on_bytes(size)
-            return "reflink"
-        free = shutil.disk_usage(target.parent).free
-        if free < size:
-            raise disk_full(target, size, free)
-        how = "copy_file_range" if hasattr(os, "copy_file_range") else "read and write"
-        done = 0
-        while done < size and how == "copy_file_range":
-            try:
-                count = os.copy_file_range(reader.fileno(), writer.fileno(), _PIECE, done, done)
-            except OSError as error:
-                if error.errno not in _CANNOT:
-                    raise
-                count = 0
-            if not count:
-                how = "read and write"
-            done += count
-            on_bytes(count)
-        reader.seek(done)
-        writer.seek(done)
-        while piece := reader.read(_PIECE // 16):
-            writer.write(piece)
-            on_bytes(len(piece))
+            return True
+        os.ftruncate(writer.fileno(), os.fstat(reader.fileno()).st_size)
+    return False
+
+
+def fill(
+    source: Path,
+    target: Path,
+    on_bytes: Callable[[int], None],
+    holes: Iterable[tuple[int, int]] = (),
+) -> str:
+    """Copy all but the `holes`, (offset, bytes), to the same places; say how, as `copy_file`."""
+    how = "copy_file_range" if hasattr(os, "copy_file_range") else "read and write"
+    with source.open("rb") as reader, target.open("r+b", buffering=0) as writer:
+        for first, last in _between(holes, os.fstat(reader.fileno()).st_size):
+            at = first
+            while at < last and how == "copy_file_range":
+                count, size = 0, min(_PIECE, last - at)
+                try:
+                    count = os.copy_file_range(reader.fileno(), writer.fileno(), size, at, at)
+                except OSError as error:
+                    if error.errno not in _CANNOT:
+                        raise
+                if not count:
+                    how = "read and write"
+                at += count
+                on_bytes(count)
+            reader.seek(at)
+            writer.seek(at)
+            while at < last and (piece := reader.read(min(_PIECE // 16, last - at))):
+                writer.write(piece)
+                at += len(piece)
+                on_bytes(len(piece))
     return how
+
+
+def _between(holes: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """The ranges (first, last) of a file that no hole covers."""
+    at = 0
+    for offset, count in sorted(holes):
+        if offset > at:
+            yield at, offset
+        at = offset + count
+    if size > at:
+        yield at, size
+
+
+def require_room(path: Path, needed: int) -> None:
+    """Raise GptossError unless the disk of `path` has that many bytes left."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise disk_full(path, needed, free)
 
 
 def disk_full(path: Path, needed: int, free: int) -> GptossError:

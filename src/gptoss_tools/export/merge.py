@@ -1,7 +1,7 @@
 """Merge a LoRA adapter into an MXFP4 checkpoint, from the files alone and without a model.
 
-The base's files are copied byte for byte; then only the tensors that the adapter changes are
-rewritten at their places. Headers, offsets, index, tokenizer and config.json stay as they are (a
+The base's files are copied byte for byte, but for the tensors that the adapter changes, which are
+written at their places. Headers, offsets, index, tokenizer and config.json stay as they are (a
 re-saved config loses keys that Ollama and vLLM read). Memory: about one tensor. LoRA on experts is
 refused unless requantising them, with its loss, is asked for.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -25,10 +26,10 @@ from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.export.changes import Change
 from gptoss_tools.export.experts import ExpertChange, experts_of
-from gptoss_tools.export.files import copy_file, disk_full
+from gptoss_tools.export.files import fill, require_room, share_or_reserve
 from gptoss_tools.export.finish import finish
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
-from gptoss_tools.export.record import ExportReport
+from gptoss_tools.export.record import RECORD, ExportReport
 from gptoss_tools.export.rounding import Sums, together
 from gptoss_tools.export.safetensors_io import TensorRef
 
@@ -71,37 +72,65 @@ def export_mxfp4(
     )
     tell = on_progress or tell_nobody
     if dry_run:
-        _rewrite(plan, None, report, tell)
+        _rewrite(plan, None, report, _Count(tell, "merge", plan.bytes_rewritten))
     else:
         with whole_folder(out_dir, replace=overwrite) as folder:
-            report.copied_by = _copy(plan, folder, tell)
-            _rewrite(plan, folder, report, tell)
+            _write(plan, folder, report, _Count(tell, "write", plan.bytes_total))
             finish(plan, folder, report, "mxfp4")
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _copy(plan: ExportPlan, folder: Path, tell: Progress) -> str:
-    done, ways, total = 0, set(), plan.bytes_total
+class _Count:
+    """Bytes that are in place, told together whichever thread put them there."""
 
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        tell("copy", done, total)
+    def __init__(self, tell: Progress, what: str, total: int) -> None:
+        self.tell, self.what, self.total = tell, what, total
+        self.done, self.lock, self.stopped = 0, threading.Lock(), False
 
+    def add(self, size: int) -> None:
+        """Count and tell. Raises InterruptedError once the other thread has failed."""
+        with self.lock:
+            if self.stopped:
+                raise InterruptedError
+            self.done += size
+            self.tell(self.what, self.done, self.total)
+
+
+def _write(plan: ExportPlan, folder: Path, report: ExportReport, count: _Count) -> None:
+    """Copy what stays while a second thread merges what changes: no byte is written twice.
+
+    Only where files are reflinks of the base's, changed bytes go over the shared ones.
+    """
+    ways, left = set(), []
     for path in plan.copies:
-        how = copy_file(path, folder / path.name, count)
-        if path in plan.base.shards:
-            ways.add(how)
-        if "reflink" not in ways:
-            _check_room(folder, total - done)
-    return ", ".join(sorted(ways))
+        shared = share_or_reserve(path, folder / path.name)
+        ways |= {"reflink"} if shared and path in plan.base.shards else set()
+        left += [] if shared else [path]
+    holes: dict[Path, list[tuple[int, int]]] = {path: [] for path in plan.copies}
+    for ref in (ref for change in (*plan.changes, *plan.experts) for ref in _stored(change)):
+        holes[ref.path].append((ref.offset, ref.nbytes))
+    require_room(folder / RECORD, sum(path.stat().st_size for path in left))
+    with ThreadPoolExecutor(1) as pool:
+        merging = pool.submit(_rewrite, plan, folder, report, count)
 
+        def copied(size: int) -> None:
+            if merging.done():
+                merging.result()  # raises what it raised, before gigabytes are copied in vain
+            count.add(size)
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise disk_full(folder, needed, free)
+        try:
+            for path in plan.copies:
+                if path in left:
+                    how = fill(path, folder / path.name, copied, holes[path])
+                    ways |= {how} if path in plan.base.shards else set()
+                else:
+                    copied(path.stat().st_size - sum(size for _, size in holes[path]))
+            merging.result()
+        except BaseException:
+            count.stopped = True
+            raise
+    report.copied_by = ", ".join(sorted(ways))
 
 
 class _Places:
@@ -129,18 +158,20 @@ class _Places:
         return {name: found.hexdigest() for name, found in self.hashes.items()}
 
 
-def _rewrite(plan: ExportPlan, folder: Path | None, report: ExportReport, tell: Progress) -> None:
-    done = 0
+def _stored(change: Change | ExpertChange) -> tuple[TensorRef, ...]:
+    """The tensors of the base's files that a change rewrites, each from end to end."""
+    return change.base.stored if isinstance(change, ExpertChange) else (change.base,)
+
+
+def _rewrite(plan: ExportPlan, folder: Path | None, report: ExportReport, count: _Count) -> None:
     for change in (*plan.changes, *plan.experts):
-        refs = change.base.stored if isinstance(change, ExpertChange) else (change.base,)
         sums = Sums()
         with ExitStack() as stack:
-            places = _Places(folder, refs, stack)
+            places = _Places(folder, _stored(change), stack)
             for ref, values in _pieces(change, sums):
                 places.write(ref, values)
         report.tensors.append(sums.rounding(change.base.name, change.kind, places.digests()))
-        done += change.base.nbytes
-        tell("merge", done, plan.bytes_rewritten)
+        count.add(change.base.nbytes)
     report.conclude()
     experts = [one for one in report.tensors if one.kind == "experts"]
     if experts:
@@ -164,18 +195,20 @@ def _rounded(change: Change, sums: Sums) -> Iterator[tuple[TensorRef, torch.Tens
 
 
 def _packed(change: ExpertChange, sums: Sums) -> Iterator[tuple[TensorRef, torch.Tensor]]:
-    """Blocks, then scales of each expert; a block whose values come out as they were keeps both."""
+    """Rows of blocks, then of scales; a block whose values come out as they were keeps both."""
     blocks_ref, scales_ref = change.base.stored
-    for expert, stored, merged in change.merged():
+    old = change.base.packed_bytes(0)
+    for expert, rows, stored, merged in change.merged():
         if not bool(torch.isfinite(merged).all()):
             raise DataError(f"merging {change.base.name} gives NaN or infinity")
         blocks, scales = mxfp4.encode(merged, RULE)
         rounded = mxfp4.decode(blocks, scales, torch.float32)
         measure(sums, blocks_ref, stored, merged, rounded)
+        if rows.start == 0:
+            old = change.base.packed_bytes(expert)
         same = (rounded == stored).view(*scales.shape, mxfp4.BLOCK).all(-1)
-        old_blocks, old_scales = (ref.read(expert, expert + 1)[0] for ref in change.base.stored)
-        yield blocks_ref, torch.where(same[..., None], old_blocks, blocks)
-        yield scales_ref, torch.where(same, old_scales, scales)
+        yield blocks_ref, torch.where(same[..., None], old[0][rows], blocks)
+        yield scales_ref, torch.where(same, old[1][rows], scales)
 
 
 def measure(
