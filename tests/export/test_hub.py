@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from hub_stand_in import serving
 
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.export.hub import push, require_push
+from gptoss_tools.models.snapshot import fingerprint
 
 WEIGHTS = {name: os.urandom(50_000) for name in ("model-0.safetensors", "model-1.safetensors")}
 
@@ -51,12 +54,13 @@ PUSH = 'print(hub.push(Path(sys.argv[1]), "me/it", token=sys.argv[2], commit_mes
 CHECK = "print(hub.require_push(sys.argv[2], sys.argv[1]))"
 
 
-def start(call, *arguments, address, home, xet=False, offline=False):
+def start(call, *arguments, address, home, xet=False, offline=False, token=""):
     """A process of its own: huggingface_hub reads its endpoint and its switches at import."""
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     environment |= {
         "HF_ENDPOINT": address,
         "HF_HOME": str(home / "hf"),
+        "HF_TOKEN": token,
         "HF_HUB_OFFLINE": str(int(offline)),
         "HF_HUB_DISABLE_XET": str(int(not xet)),
     }
@@ -67,6 +71,41 @@ def start(call, *arguments, address, home, xet=False, offline=False):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.fixture
+def evaluated(base, adapter, tmp_path):
+    """A finished run whose adapter was evaluated on its base."""
+    run = tmp_path / "runs" / "first"
+    shutil.copytree(adapter, run / "adapter")
+    record = {"settings": {"model": str(base), "lora_r": 4}, "data": {"sha256": "cd34", "rows": 9}}
+    (run / "config.json").write_text(json.dumps(record))
+    weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    policy = hashlib.sha256(f"{fingerprint(base)}".encode() + weights).hexdigest()
+    (run / "evaluation").mkdir()
+    figures = {"policy_sha256": policy, "n_rows": 144, "n_episodes": 12, "top1": 0.8125}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(figures))
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_checks_the_token_first_and_puts_the_evaluation_on_the_card(
+    hub, evaluated, base, tmp_path
+):
+    address, state = hub
+    call = "from gptoss_tools.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--base", base, "--out", tmp_path / "out", "--push", "--repo-id", "me/it"]
+    export = ["export", evaluated, *options]
+    code, _, complained = run(call, *export, address=address, home=tmp_path, token="hf_read")
+    assert code == 3 and "it can only read" in complained
+    assert not (tmp_path / "out").exists() and not state.created
+    code, _, complained = run(call, *export, address=address, home=tmp_path, token="hf_write")
+    assert code == 0, complained
+    card = state.files()["README.md"].decode()
+    for part in ("On 144 held-out decisions in 12 episodes", "81.2%", "| data_sha256 | cd34 |"):
+        assert part in card
+    assert str(tmp_path) not in card
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(state.files())
 
 
 def run(*arguments, **settings) -> tuple[int, str, str]:

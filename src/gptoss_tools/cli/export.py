@@ -30,10 +30,12 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     attention weights that LoRA touched is copied byte for byte. Says how much of the adapter
     survives rounding.
     """
-    from ..export.hub import push, require_push
+    token = repo_id = None
+    if settings.push:  # asked before anything heavy loads
+        from ..export.hub import require_push
 
-    token = hub_token()
-    repo_id = require_push(token, settings.repo_id) if settings.push else None
+        token = hub_token()
+        repo_id = require_push(token, settings.repo_id)
     from ..evaluation.sources import find_source
     from ..export.formats import export as write
     from ..models.snapshot import checkpoint_folder
@@ -63,7 +65,15 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
         out.warning(warning)
     record = report.to_record()
     if repo_id is not None and not settings.dry_run:
-        record["url"] = push(folder, repo_id, token=token)
+        from ..export.card import evaluation_of
+        from ..export.hub import push
+        from ..models.loading import resolve_model
+
+        found = None
+        if source.run is not None:
+            name = resolve_model(source.base, cache_dir=cache_dir())
+            found = evaluation_of(source.run, source.adapter, name, out.warning)
+        record["url"] = push(folder, repo_id, token=token, evaluation=found)
     rows = [
         {
             "tensors": one.name,
