@@ -8,6 +8,7 @@ writing of safetensors files is not here, nor is GGML's different nibble order.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import torch
@@ -52,9 +53,7 @@ def decode(
     Raises DataError if the two shapes do not belong together.
     """
     _check_packed(blocks, scales)
-    values = [(CODEBOOK[byte & 15], CODEBOOK[byte >> 4]) for byte in range(256)]
-    pairs = torch.tensor(values, dtype=dtype, device=blocks.device)
-    pairs = pairs.view(_PAIRS[pairs.element_size()]).flatten()
+    pairs = _pairs(dtype, blocks.device)
     flat = blocks.reshape(-1, 16)
     # 2**128 is no float32, so the factor comes in two halves.
     exponents = scales.reshape(-1, 1).to(torch.int32) - 127
@@ -66,6 +65,14 @@ def decode(
         torch.mul(found.view(dtype).reshape(-1, BLOCK), half[rows], out=out[rows])
         out[rows] *= rest[rows]
     return out.reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK)
+
+
+@functools.cache
+def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The two values of every byte, as one element of twice the width."""
+    values = [(CODEBOOK[byte & 15], CODEBOOK[byte >> 4]) for byte in range(256)]
+    pairs = torch.tensor(values, dtype=dtype, device=device)
+    return pairs.view(_PAIRS[pairs.element_size()]).flatten()
 
 
 def encode(values: torch.Tensor, rule: Rule = "ocp") -> tuple[torch.Tensor, torch.Tensor]:

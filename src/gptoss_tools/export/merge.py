@@ -2,7 +2,7 @@
 
 The base's files are copied byte for byte, but for the tensors that the adapter changes, which are
 written at their places. Headers, offsets, index, tokenizer and config.json stay as they are (a
-re-saved config loses keys that Ollama and vLLM read). Memory: about one tensor. LoRA on experts is
+re-saved config loses keys that Ollama and vLLM read). Memory: pieces of 1 MB. LoRA on experts is
 refused unless requantising them, with its loss, is asked for.
 """
 
@@ -34,7 +34,10 @@ from gptoss_tools.export.rounding import Sums, together
 from gptoss_tools.export.safetensors_io import TensorRef
 
 RULE: mxfp4.Rule = "best"
-"""How experts are packed again: of the rules measured, the one that injects the least error."""
+"""How experts are packed again. Relative to LoRA's change, on Gaussian and Student-t weights: of a
+change of 1 % of the weights `best` keeps 0 with error 1.0, of 3 % 0.03 to 0.05 with 1.0, of 10 %
+0.64 to 0.70 with 0.8. The other rules change scales where little else changes: error 3 to 9 at 1 %.
+"""
 
 
 def export_mxfp4(
