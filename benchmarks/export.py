@@ -6,8 +6,8 @@ Makes a synthetic checkpoint with an adapter on q, k, v and o of every layer, th
 run and as processes of their own: `cp` of the same files, `gptoss export` in each format, and what
 load-merge-save needs (transformers and PEFT) on models that fit, extrapolated. Every figure counts
 until the bytes are on the disk. Cold: the system was told to forget the sources; warm: they were
-read just before. Prints a Markdown table; with --size 20b (60 GB of disk, half an hour) it also
-writes export.json and export.md into --out.
+read just before. "Without start" leaves out Python and its libraries. Prints a Markdown table; with
+--size 20b (40 GB of disk, 70 for all of bf16; half an hour) also writes export.json and export.md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+from export_table import line, summarize, table
 from measuring import Child, size_of
 
 HERE = Path(__file__).resolve().parent
 FORMATS = ("mxfp4", "bf16", "gguf")
 SUBSET = 6  # layers to measure bf16 on, where the disk does not hold the whole
-SPARE = 5e9  # bytes of disk left to others
+SPARE = 10e9  # bytes of disk left to others
 DEPTHS = (2, 4)  # layers of the models that load-merge-save is measured on
 
 
@@ -63,6 +64,7 @@ class Bench:
             "what": what,
             "sources": "cold" if cold else "warm",
             "seconds": child.seconds,
+            "own_seconds": None,  # without starting Python and its libraries
             "bytes": size_of(out),
             "peak_rss": child.peak_rss,
             "peak_anonymous": child.peak_anonymous,
@@ -85,8 +87,10 @@ class Bench:
     def export(self, form: str, base: Path, adapter: Path, cold: bool, what: str = "") -> None:
         """`gptoss export`, as a user calls it."""
         options = ["--base", base, "--format", form, "--out"]
-        command = [sys.executable, "-m", "gptoss_tools", "export", adapter, *options]
-        self.measure(what or form, lambda out: [*command, out], base, cold)
+        command = [sys.executable, "-m", "gptoss_tools", "export", adapter, "--json", *options]
+        child = self.measure(what or form, lambda out: [*command, out], base, cold)
+        own = re.search(r'"seconds": ([\d.]+)', child.said)
+        self.rows[-1]["own_seconds"] = float(own[1]) if own else None
 
     def load_merge_save(self) -> None:
         """Measure load-merge-save on two small depths and extrapolate by bytes to the whole."""
@@ -104,6 +108,7 @@ class Bench:
                 "what": "load-merge-save, whole",
                 "sources": "warm",
                 "seconds": line([(n, c.seconds) for n, c in points], whole),
+                "own_seconds": None,
                 "bytes": whole,
                 "peak_rss": line([(n, c.peak_rss) for n, c in points], whole),
                 "peak_anonymous": line([(n, c.peak_anonymous) for n, c in points], whole),
@@ -124,7 +129,8 @@ class Bench:
             points.append((dequantised_bytes(base), self.rows[-1]))
             shutil.rmtree(base)
         row = points[-1][1] | {"what": "bf16, whole", "bytes": whole, "extrapolated": True}
-        self.rows.append(row | {"seconds": line([(n, r["seconds"]) for n, r in points], whole)})
+        row["seconds"] = line([(n, r["seconds"]) for n, r in points], whole)
+        self.rows.append(row | {"own_seconds": None})
 
 
 def dequantised_bytes(base: Path) -> int:
@@ -142,12 +148,6 @@ def dequantised_bytes(base: Path) -> int:
     return total
 
 
-def line(points: list[tuple[int, float]], at: int) -> float:
-    """The value at `at` of the line through two points."""
-    (x0, y0), (x1, y1) = points
-    return y0 + (at - x0) * (y1 - y0) / (x1 - x0)
-
-
 def load_merge_save(base: str, adapter: str, out: str) -> None:
     """Merge the usual way: the whole model in memory, dequantised, and saved again."""
     import torch
@@ -159,40 +159,6 @@ def load_merge_save(base: str, adapter: str, out: str) -> None:
     for path in Path(out).iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per (what, sources): median seconds, largest memory, speed beside `cp`."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["what"], row["sources"]), []).append(row)
-    found = []
-    for group in groups.values():
-        seconds = statistics.median(row["seconds"] for row in group)
-        peaks = {key: max(row[key] for row in group) for key in ("peak_rss", "peak_anonymous")}
-        rate = group[0]["bytes"] / seconds
-        found.append(group[0] | peaks | {"seconds": seconds, "rate": rate, "rounds": len(group)})
-    speed = {row["sources"]: row["rate"] for row in found if row["what"] == "cp"}
-    for row in found:
-        row["of_cp"] = row["rate"] / speed[row["sources"]]
-    return found
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The figures as a Markdown table."""
-    lines = [
-        "| what | sources | rounds | seconds | MB written | MB/s | of cp's speed | peak RSS |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        about = "about " if row["extrapolated"] else ""
-        rounds = "extrapolated" if row["extrapolated"] else row["rounds"]
-        lines.append(
-            f"| {row['what']} | {row['sources']} | {rounds} | {about}{row['seconds']:.1f} "
-            f"| {row['bytes'] / 1e6:,.1f} | {row['rate'] / 1e6:.0f} | {row['of_cp']:.2f} "
-            f"| {about}{row['peak_rss'] / 1e6:,.0f} MB |"
-        )
-    return "\n".join(lines)
 
 
 def tell(text: str) -> None:
