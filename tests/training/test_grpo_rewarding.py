@@ -54,7 +54,7 @@ def call(reward: DecisionReward, answers: list[str], log_metric=None, **changes)
 
 
 def test_only_the_final_channel_decides_and_every_other_outcome_has_a_reason():
-    reward = DecisionReward(TOKENIZER)
+    reward = DecisionReward(TOKENIZER, invalid_reward="mask")
     rewards = call(reward, list(ANSWERS))
     assert [(r["action"], r["reason"]) for r in reward.records] == list(ANSWERS.values())
     assert rewards == [0.7, 0.1, None, None, None, None]
@@ -72,7 +72,7 @@ def test_an_action_without_a_value_is_masked_even_where_invalid_answers_are_puni
 
 
 def test_a_record_says_what_was_asked_answered_and_best():
-    reward = DecisionReward(TOKENIZER)
+    reward = DecisionReward(TOKENIZER, invalid_reward="mask")
     call(reward, [FINAL + "[0]<|return|>"])
     assert reward.records == [
         {
@@ -92,7 +92,7 @@ def test_a_record_says_what_was_asked_answered_and_best():
 def test_shares_by_reason_and_by_action_are_logged():
     logged: dict[str, list[float]] = {}
     call(
-        DecisionReward(TOKENIZER),
+        DecisionReward(TOKENIZER, invalid_reward="mask"),
         list(ANSWERS),
         log_metric=lambda name, value: logged.setdefault(name, []).append(value),
     )
@@ -114,7 +114,7 @@ def test_shares_by_reason_and_by_action_are_logged():
 
 
 def test_an_answer_is_read_with_its_rows_names_where_it_has_some():
-    reward = DecisionReward(TOKENIZER)
+    reward = DecisionReward(TOKENIZER, invalid_reward="mask")
     answers = [f"{FINAL}{said}<|return|>" for said in ("[Half  Load]", "on", "[1]", "[1]")]
     names = [["off", "half load", "full"], ["off", "on"], ["off", "on"], []]
     rewards = call(reward, answers, actions=names)
