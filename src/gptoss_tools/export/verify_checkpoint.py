@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from gptoss_tools.errors import DataError
-from gptoss_tools.export.bf16 import CONFIG, plain_config
+from gptoss_tools.export.bf16 import CONFIG, Output, plain_config
 from gptoss_tools.export.experts import Experts, experts_of
 from gptoss_tools.export.plan import Progress, extra_files
+from gptoss_tools.export.rounding import Sums
 from gptoss_tools.export.safetensors_io import (
     INDEX,
     SINGLE,
@@ -131,7 +132,7 @@ def value_problems(
         theirs = _pieces(before) if before is not None else itertools.repeat(None)
         for data, original in zip(_pieces(ref), theirs, strict=False):
             sound = sound and _sound(ref, data)
-            same = same and (original is None or np.array_equal(data, original))
+            same = same and (original is None or _equal(data, original))
             if hashes.get(ref.name):
                 digest.update(data.data)
             done += data.nbytes
@@ -160,9 +161,14 @@ def _pieces(source: TensorRef | Experts) -> Iterator[np.ndarray]:
         for first in range(0, source.nbytes, max(1, step)):
             yield source.read_bytes(first, first + step)
         return
-    for expert in range(source.shape[0]):
-        values = source.read(expert, torch.bfloat16).T.contiguous()
-        yield values.view(torch.uint8).numpy().reshape(-1)
+    kind, shape = _stored(source)
+    yield from Output(source.name, kind, shape, 0, source).pieces(Sums())
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.size == other.size and one.size % 8 == 0:  # eight bytes at a time: four times as fast
+        one, other = one.view(np.uint64), other.view(np.uint64)
+    return np.array_equal(one, other)
 
 
 def _sound(ref: TensorRef, data: np.ndarray) -> bool:
