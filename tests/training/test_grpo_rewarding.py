@@ -130,7 +130,7 @@ def test_an_answer_is_read_with_its_rows_names_where_it_has_some():
 def phase_metrics(phases: list[str], of_rows: list[str | None]) -> dict[str, list[float]]:
     logged: dict[str, list[float]] = {}
     call(
-        DecisionReward(TOKENIZER, phases=phases),
+        DecisionReward(TOKENIZER, phases=phases, invalid_reward="mask"),
         [f"{FINAL}{said}<|return|>" for said in ("[0]", "[1]", "[9]", "[2]", "[0]")],
         log_metric=lambda name, value: logged.setdefault(name, []).append(value),
         phase=of_rows,
