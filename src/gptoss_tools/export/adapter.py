@@ -16,7 +16,7 @@ from typing import Any
 from gptoss_tools.core import mxfp4
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.export.changes import Change, check_finite, rank_of, same_shape, scale_of
-from gptoss_tools.export.experts import ExpertChange, expert_changes, is_expert, refusal
+from gptoss_tools.export.experts import ExpertChange, expert_changes, is_expert
 from gptoss_tools.export.safetensors_io import Checkpoint, TensorRef, read_header, read_object
 
 WEIGHTS = "adapter_model.safetensors"
@@ -55,17 +55,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             hint="name a run folder or the adapter folder in it",
         )
     return read_object(path)
-
-
-def read_changes(folder: Path, base: Checkpoint) -> list[Change]:
-    """What the adapter changes in a base whose experts stay as they are, in the base's file order.
-
-    Raises ConfigError for LoRA on experts, and whatever `read_adapter` raises.
-    """
-    changes = read_adapter(folder, base)
-    if changes.experts:
-        raise refusal(folder, changes.experts[0].base.name)
-    return list(changes.plain)
 
 
 def read_adapter(folder: Path, base: Checkpoint) -> Changes:

@@ -9,10 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.errors import GptossError
-
-__all__ = ["copy_file", "disk_full", "whole_folder"]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file (Btrfs, XFS)
 _PIECE = 64 << 20
