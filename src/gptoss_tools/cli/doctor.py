@@ -24,7 +24,7 @@ def doctor(settings: DoctorSettings, loaded: Loaded) -> None:
     Credentials are reported as present or not, never shown. Nothing is loaded or downloaded but the
     model's config.json.
     """
-    from ..models.loading import resolve_model
+    from ..models.names import resolve_model
     from ..models.survey import survey
 
     model = settings.model

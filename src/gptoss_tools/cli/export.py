@@ -67,7 +67,7 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
     if repo_id is not None and not settings.dry_run:
         from ..export.card import evaluation_of
         from ..export.hub import push
-        from ..models.loading import resolve_model
+        from ..models.names import resolve_model
 
         found = None
         if source.run is not None:
@@ -83,12 +83,15 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
         }
         for one in report.by_kind()
     ]
-    lines = [align(rows), *([str(report.logits)] if report.logits else [])]
+    lines = [align(rows)] if rows else []
+    lines += [str(report.logits)] if report.logits else []
+    size = f"{report.bytes_total / 1e6:.1f} MB"
+    if report.bytes_rewritten:
+        size += f", of which {report.bytes_rewritten / 1e6:.1f} MB rewritten"
     said = "would write" if settings.dry_run else "wrote"
     out.result(
         record,
-        f"{said} {folder}: {report.bytes_total / 1e6:.1f} MB, of which "
-        f"{report.bytes_rewritten / 1e6:.1f} MB rewritten\n" + "\n".join(lines),
+        "\n".join([f"{said} {folder}: {size}", *lines]),
     )
     if not settings.dry_run:
         out.hint(f"gptoss verify-export {folder}")

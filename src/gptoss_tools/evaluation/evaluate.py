@@ -31,7 +31,7 @@ from gptoss_tools.evaluation.policy import Policy, load_policy
 from gptoss_tools.evaluation.records import decision_rows, write_lines
 from gptoss_tools.evaluation.sources import Source
 from gptoss_tools.evaluation.work import Work, baselines_of
-from gptoss_tools.models.loading import resolve_model
+from gptoss_tools.models.names import resolve_model
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.models.survey import version_of
 from gptoss_tools.settings import EvaluateSettings

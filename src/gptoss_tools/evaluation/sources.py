@@ -12,7 +12,7 @@ from typing import Any
 from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legacy, render
 from gptoss_tools.core.runs import HOME, LATEST, open_run
 from gptoss_tools.errors import DataError
-from gptoss_tools.models.loading import base_of
+from gptoss_tools.models.names import base_of
 from gptoss_tools.settings import PromptSettings
 
 Prompt = str | Sequence[Mapping[str, Any]]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +44,8 @@ from gptoss_tools.models.machine import (
     resolve_device,
     weight_type,
 )
-from gptoss_tools.models.tiny_cache import tiny_path
+from gptoss_tools.models.names import base_of, resolve_model
 
-TINY = "tiny"
 FLASH = "kernels-community/vllm-flash-attn3"
 ATTENTION = (
     "eager",
@@ -58,26 +56,6 @@ ATTENTION = (
 )
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
 _TODAY = 'strftime_now("%Y-%m-%d")'
-
-
-def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> str:
-    """`tiny` to its folder (built if need be), a folder to itself, anything else as a Hub id.
-
-    Raises ConfigError for what is neither an existing folder nor shaped like a Hub id.
-    """
-    name = str(name)
-    if name == TINY:
-        return str(tiny_path(cache_dir))
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ConfigError(f"model folder {name} holds no config.json")
-        return name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise ConfigError(
-            f"model {name!r} is neither a folder nor a Hub id",
-            hint="use `tiny`, a folder with a config.json, or owner/name",
-        )
-    return name
 
 
 def read_config(name: str | Path) -> GptOssConfig:
@@ -206,20 +184,6 @@ def load_tokenizer(
             raise ConfigError(f"date {date!r} is not of the form YYYY-MM-DD")
         tokenizer.chat_template = tokenizer.chat_template.replace(_TODAY, f'"{date}"')
     return tokenizer
-
-
-def base_of(adapter: str | Path) -> str:
-    """The base model named in an adapter's adapter_config.json."""
-    path = Path(adapter) / "adapter_config.json"
-    try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except FileNotFoundError:
-        raise ConfigError(f"{adapter} is no adapter folder: {path.name} is missing") from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path} does not name its base model") from None
-    if not base:
-        raise ConfigError(f"{path} does not name its base model", hint="name the base model")
-    return str(base)
 
 
 def load_with_adapter(

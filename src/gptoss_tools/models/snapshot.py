@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from gptoss_tools.errors import MachineError
-from gptoss_tools.models.loading import resolve_model
+from gptoss_tools.models.names import resolve_model
 
 # The published repositories hold the weights three times over; the root files are all that is used.
 ROOT_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "LICENSE", "USAGE_POLICY"]
