@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 
@@ -28,7 +29,7 @@ def filled(tokenizer: dict, size: int = 199_998) -> dict:
     vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
     alphabet = sorted(token for token in vocab if len(token) == 1)
     pairs = [(a, b) for a in alphabet for b in alphabet]
-    for left, right in [*pairs, *((a + b, c) for a, b in pairs for c in alphabet)]:
+    for left, right in chain(pairs, ((a + b, c) for a, b in pairs for c in alphabet)):
         if len(vocab) == size:
             break
         if left + right not in vocab:
