@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from export_lab import edit_config, peft_merged, tensors
+from export_lab import edit_config, edit_weights, peft_merged, tensors
 from peft import PeftModel
 
 from gptoss_tools.core import mxfp4
@@ -43,14 +44,15 @@ def test_experts_hold_the_nearest_values_to_peft_s_merge(base, expert_adapter, d
 
 def test_the_loss_is_told_tensor_by_tensor_and_in_a_warning(base, done):
     before, after = tensors(base), tensors(done.out)
-    merged = {one.name: one for one in done.tensors if one.kind == "experts"}
+    merged = {one.name: one for one in done.tensors if one.kind == "requantised"}
     assert len(merged) == 6  # two parameters in each of three layers
     for name, one in merged.items():
         kept = values(after, name) - values(before, name)
         # |K|^2 = |D|^2 (2 kept - 1 + error^2), from |K - D|^2 = |K|^2 - 2 <K, D> + |D|^2
         square = one.delta_norm**2 * (2 * one.kept - 1 + one.error**2)
         assert float(kept.square().sum()) == pytest.approx(square, rel=1e-3)
-    warning = next(w for w in done.warnings if "packed into MXFP4 again" in w)
+    (warning,) = done.warnings  # attention keeps all, and the experts' loss is told once
+    assert "packed into MXFP4 again" in warning
     assert "unmerged" in warning and "bf16" in warning
     record = json.loads((done.out / "export.json").read_text())
     assert record["warnings"] == done.warnings
@@ -127,3 +129,13 @@ def test_values_too_large_are_refused(base, make_adapter, tmp_path):
     with pytest.raises(DataError, match=r"merging .*down_proj gives"):
         export_mxfp4(adapter, base, tmp_path / "out", requantize_experts=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_whose_attention_part_is_zero_still_changes_something(
+    base, expert_adapter, tmp_path
+):
+    half = shutil.copytree(expert_adapter, tmp_path / "adapter")
+    edit_weights(half, lambda w: [v.zero_() for k, v in w.items() if "self_attn" in k])
+    report = export_mxfp4(half, base, tmp_path / "out", requantize_experts=True, dry_run=True)
+    assert not any("changes nothing" in warning for warning in report.warnings)
+    assert report.ratio > 0 and len(report.warnings) == 1

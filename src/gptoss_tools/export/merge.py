@@ -30,7 +30,7 @@ from gptoss_tools.export.files import fill, require_room, share_or_reserve
 from gptoss_tools.export.finish import finish
 from gptoss_tools.export.plan import ExportPlan, Progress, check_out, plan_export, tell_nobody
 from gptoss_tools.export.record import RECORD, ExportReport
-from gptoss_tools.export.rounding import Sums, together
+from gptoss_tools.export.rounding import REQUANTISED, Sums, together
 from gptoss_tools.export.safetensors_io import TensorRef
 
 RULE: mxfp4.Rule = "best"
@@ -173,10 +173,11 @@ def _rewrite(plan: ExportPlan, folder: Path | None, report: ExportReport, count:
             places = _Places(folder, _stored(change), stack)
             for ref, values in _pieces(change, sums):
                 places.write(ref, values)
-        report.tensors.append(sums.rounding(change.base.name, change.kind, places.digests()))
+        kind = REQUANTISED if isinstance(change, ExpertChange) else change.kind
+        report.tensors.append(sums.rounding(change.base.name, kind, places.digests()))
         count.add(change.base.nbytes)
     report.conclude()
-    experts = [one for one in report.tensors if one.kind == "experts"]
+    experts = [one for one in report.tensors if one.kind == REQUANTISED]
     if experts:
         loss = together("experts", experts)
         report.warnings.append(

@@ -12,7 +12,7 @@ from typing import Any
 from gptoss_tools.core.mxfp4 import PACKED
 from gptoss_tools.core.runs import open_run
 from gptoss_tools.export import adapter as adapters
-from gptoss_tools.export.rounding import Rounding, together, warnings_about
+from gptoss_tools.export.rounding import REQUANTISED, Rounding, together, warnings_about
 
 RECORD = "export.json"
 _VERSIONS = ("gptoss-tools", "torch")
@@ -71,7 +71,10 @@ class ExportReport:
         """Sum up the rounding of all changed tensors, with the warnings that follow from it."""
         whole = together("all", self.tensors)
         self.ratio, self.kept = whole.ratio, whole.kept
-        self.warnings += warnings_about(whole)
+        # What is packed into MXFP4 again has a warning of its own.
+        once = [one for one in self.tensors if one.kind != REQUANTISED and one.delta_norm]
+        if once or not whole.ratio:
+            self.warnings += warnings_about(together("all", once or self.tensors))
 
     def by_kind(self) -> list[Rounding]:
         """All layers of each kind of module as one tensor each, and everything together."""
@@ -79,7 +82,7 @@ class ExportReport:
         for one in self.tensors:
             groups.setdefault(_module(one.name), []).append(one)
         found = [together(name, group) for name, group in groups.items()]
-        return [*found, together("all", self.tensors)]
+        return [*found, together("all", self.tensors)] if found else []
 
     def to_record(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -13,6 +13,9 @@ import torch
 KEPT_ENOUGH = 0.9
 """Below this share of the change kept, the report advises to serve the adapter unmerged."""
 
+REQUANTISED = "requantised"
+"""The kind of a tensor that was packed into MXFP4 again."""
+
 
 @dataclass(frozen=True)
 class Rounding:
