@@ -177,7 +177,7 @@ def test_an_adapter_is_no_base(untrained, table, tmp_path):
     (adapter / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(untrained), "peft_type": "LORA"})
     )
-    with pytest.raises(ConfigError, match="is .*adapter, an adapter: name a model"):
+    with pytest.raises(ConfigError, match=r"is .*adapter, an adapter: name a model"):
         prepare(settings(untrained, table, compare_with=str(adapter)))
 
 
