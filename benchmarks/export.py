@@ -68,6 +68,7 @@ class Bench:
             "bytes": size_of(out),
             "peak_rss": child.peak_rss,
             "peak_anonymous": child.peak_anonymous,
+            "load": os.getloadavg()[0],  # what else ran took its share
             "extrapolated": False,
         }
         self.rows.append(record)
@@ -120,19 +121,16 @@ class Bench:
         )
 
     def bf16(self) -> None:
-        """Write the whole in bf16 where the disk holds it, else a few layers, extrapolated."""
+        """Write the whole in bf16 where the disk holds it, else a few layers, in proportion."""
         whole = dequantised_bytes(self.base)
         if shutil.disk_usage(self.folder).free > whole + SPARE:
             self.export("bf16", self.base, self.adapter, cold=True)
             return
-        points = []
-        for layers in (SUBSET // 2, SUBSET):
-            base, adapter = self.make(f"layers-{layers}", layers)
-            self.export("bf16", base, adapter, cold=True, what=f"bf16, {layers} layers")
-            points.append((dequantised_bytes(base), self.rows[-1]))
-            shutil.rmtree(base)
-        row = points[-1][1] | {"what": "bf16, whole", "bytes": whole, "extrapolated": True}
-        row["seconds"] = line([(n, r["seconds"]) for n, r in points], whole)
+        base, adapter = self.make(f"layers-{SUBSET}", SUBSET)
+        self.export("bf16", base, adapter, cold=True, what=f"bf16, {SUBSET} layers")
+        shutil.rmtree(base)
+        row = self.rows[-1] | {"what": "bf16, whole", "bytes": whole, "extrapolated": True}
+        row["seconds"] *= whole / self.rows[-1]["bytes"]
         self.rows.append(row | {"own_seconds": None})
 
 
@@ -199,9 +197,12 @@ def main() -> None:
             bench.bf16()
         if not options.no_load_merge_save:
             bench.load_merge_save()
-        rows = summarize(bench.rows)
+        rows, load = summarize(bench.rows), [row["load"] for row in bench.rows if "load" in row]
         record = {"size": options.size, "machine": measuring.machine(folder)}
     text = table(rows)
+    text += (
+        f"\n\nLoad average meanwhile: {min(load):.1f} to {max(load):.1f}, {os.cpu_count()} cores."
+    )
     print(text)
     if options.size == "20b":
         options.out.mkdir(parents=True, exist_ok=True)
