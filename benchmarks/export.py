@@ -53,6 +53,10 @@ class Bench:
             tell(f"{made.said.strip()} in {made.seconds:.0f} s, {made.peak_rss / 1e6:.0f} MB")
         return base, adapter
 
+    def remove(self, *folders: Path) -> None:
+        for folder in folders:
+            shutil.rmtree(folder)
+
     def measure(self, what: str, command: Callable[[Path], list], base: Path, cold: bool) -> Child:
         """Run a command that writes a folder; keep its figures under `what`, remove the folder."""
         out = self.folder / "out"
@@ -105,7 +109,7 @@ class Bench:
             name = f"load-merge-save, {layers} layer{'s' if layers > 1 else ''}"
             child = self.measure(name, lambda out, w=worker: [*w, out], base, cold=False)
             points.append((dequantised_bytes(base), child))
-            shutil.rmtree(base)
+            self.remove(base, adapter)
         whole, (size, last) = dequantised_bytes(self.base), points[-1]
         self.rows.append(
             {
@@ -128,7 +132,7 @@ class Bench:
             return
         base, adapter = self.make(f"layers-{SUBSET}", SUBSET)
         self.export("bf16", base, adapter, cold=True, what=f"bf16, {SUBSET} layers")
-        shutil.rmtree(base)
+        self.remove(base, adapter)
         row = self.rows[-1] | {"what": "bf16, whole", "bytes": whole, "extrapolated": True}
         row["seconds"] *= whole / self.rows[-1]["bytes"]
         self.rows.append(row | {"own_seconds": None})
