@@ -5,10 +5,13 @@
     save(model, folder)
     handle = load(other_model, folder)
 
-The base is frozen, wholly in use, and exactly itself while the LoRA's B are zero (form `shared` on
-gpt-oss: bit for bit with grouped_mm experts, to rounding with others). The model stays the object
-it was: `generate`, caches and non-reentrant gradient checkpointing work as before. What is new is
-one child, `model.mixlora`, whose keys are the published ones; the layers reach it through hooks.
+The base is frozen and wholly in use; while the LoRA's B are zero the model is the base, bit for bit
+in form `parallel`, to float rounding in form `shared`. It stays the object it was: `generate`,
+caches and non-reentrant gradient checkpointing work as before. What is new is one child,
+`model.mixlora`, whose keys are the published ones; the layers reach it through hooks.
+
+In train mode dropout, jitter and the dual path's noise act in every forward, also under no_grad:
+generate in eval mode.
 """
 
 from __future__ import annotations
@@ -98,9 +101,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     config = handle.config
     if not config.base_model_name_or_path:
         config = replace(config, base_model_name_or_path=model.name_or_path)
-    gptoss = model.config.model_type == "gpt_oss"  # its gated activation has no name
-    act_fn = None if gptoss else getattr(model.config, "hidden_act", None)
-    files.write(Path(folder), config, handle.state_dict(), act_fn)
+    files.write(Path(folder), config, handle.state_dict(), _activation(model))
 
 
 def load(model: PreTrainedModel, folder: str | Path, *, trainable: bool = False) -> MixLora:
@@ -108,7 +109,7 @@ def load(model: PreTrainedModel, folder: str | Path, *, trainable: bool = False)
 
     Raises DataError naming file and tensor, with the model untouched, where they do not fit.
     """
-    config = files.read_config(Path(folder))
+    config = files.read_config(Path(folder), _activation(model))
     path, tensors = files.read_tensors(Path(folder))
     with torch.random.fork_rng(devices=[]):  # drawn and overwritten
         handle = _build(model, config)
@@ -116,6 +117,14 @@ def load(model: PreTrainedModel, folder: str | Path, *, trainable: bool = False)
     handle.load_state_dict(tensors)
     _connect(model, handle)
     return handle.requires_grad_(trainable)
+
+
+def _activation(model: PreTrainedModel) -> str | None:
+    """The name of the FFN's activation; gpt-oss's own gated one has none."""
+    if model.config.model_type == "gpt_oss":
+        return None
+    names = (getattr(model.config, name, None) for name in ("hidden_activation", "hidden_act"))
+    return next((name for name in names if name), None)
 
 
 def handle_of(model: nn.Module) -> MixLora:

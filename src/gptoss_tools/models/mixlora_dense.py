@@ -4,7 +4,8 @@ Expert k is the frozen FFN with its own LoRA on gate, up and down. Gate and up o
 computed once for all experts, and so is down, since
 sum_k R_k (W h_k + B_k A_k h_k) = W sum_k R_k h_k + sum_k R_k B_k A_k h_k.
 The weighted sum is written as h + sum_k R_k (h_k - h), the same because the weights sum to 1: with
-B = 0 the base comes out bit for bit, in any type.
+B = 0 the weights' own rounding, coarse in bfloat16, never enters. What may differ from the base is
+the last bit of the activation function, which a CPU computes otherwise at the end of a buffer.
 """
 
 from __future__ import annotations

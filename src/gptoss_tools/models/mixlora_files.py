@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -88,8 +86,11 @@ def published(config: MixLoraConfig, act_fn: str | None) -> dict[str, Any]:
     }
 
 
-def read_config(folder: Path) -> MixLoraConfig:
-    """The config of a saved MixLoRA, upstream's too; DataError for what this code cannot run."""
+def read_config(folder: Path, act_fn: str | None) -> MixLoraConfig:
+    """The config of a saved MixLoRA, upstream's too; DataError for what this code cannot run.
+
+    `act_fn` is the base's activation: upstream lets an adapter replace it, this code does not.
+    """
     path = folder / CONFIG
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -104,6 +105,8 @@ def read_config(folder: Path) -> MixLoraConfig:
             raise DataError(f"{path} asks for {what}, which MixLoRA here does not do")
     if entry.get("routing_strategy") not in STRATEGIES:
         raise DataError(f"{path} names routing_strategy {entry.get('routing_strategy')!r}")
+    if entry.get("act_fn") not in (None, act_fn):
+        raise DataError(f"{path} asks for act_fn {entry['act_fn']!r}, and the base has {act_fn!r}")
     for name, value in (entry.get("expert_lora") or {}).items():
         if name in ("r", "lora_alpha", "lora_dropout") and value != entry.get(name):
             raise DataError(f"{path} gives the experts another {name} than attention")
@@ -128,7 +131,7 @@ def read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"{folder} holds neither {TENSORS} nor {path.name}") from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(tensors, dict):
         raise DataError(f"{path} holds no tensors by name")

@@ -44,8 +44,8 @@ class GptOssBlock(ProjectionsBlock):
         flat = x.reshape(-1, x.shape[-1])  # [_T, _H]
         routing = self.route(flat)
         _, scores, chosen = mlp.router(flat)  # [_T, j]
-        # Rows are (token, base expert), sorted by base expert, in transformers' own order: with
-        # B = 0 its grouped_mm experts come out bit for bit, its eager ones to rounding.
+        # Rows are (token, base expert), sorted by base expert, in the order of transformers' own
+        # grouped_mm experts and with their sums.
         order, rows = torch.sort(chosen.reshape(-1))
         token = rows // chosen.shape[-1]
         linear = _Rows(order, experts.num_experts, experts.config._experts_implementation)
