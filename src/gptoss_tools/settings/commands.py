@@ -1,0 +1,206 @@
+"""One class per command that does not train."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from gptoss_tools.settings.groups import (
+    ActionSettings,
+    DecodingSettings,
+    EpisodeSettings,
+    ModelSettings,
+    OverwriteSettings,
+    PlantSettings,
+    Positive,
+    PromptSettings,
+    Seed,
+    Settings,
+    TableSettings,
+)
+
+
+class MakeDatasetSettings(PlantSettings, OverwriteSettings):
+    """make-dataset."""
+
+    out: str = Field("data/tes.csv", description="Table to write.")
+    profile: list[Literal["duck", "noon", "peak"]] = Field(
+        ["duck", "noon", "peak"], description="Shapes of load and carbon, used in turn."
+    )
+    episodes: Positive = Field(12, description="Generated episodes.")
+    days: Positive = Field(3, description="Days per episode.")
+    off_path_rows: Annotated[int, Field(ge=0)] = Field(
+        6, description="Rows per episode at stored energies off the optimal path."
+    )
+    on_path_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="Rows per episode on the optimal path (0: every decision hour)."
+    )
+    series: list[str] = Field(
+        [], description="CSV files with hourly load and carbon to use instead of the generator."
+    )
+    write_series: str | None = Field(
+        None, description="Folder for the generated series as CSV files, one per episode."
+    )
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
+
+
+class ConvertHarmonySettings(PromptSettings, TableSettings, OverwriteSettings):
+    """convert-harmony."""
+
+    paths: list[str] = Field(description="Tables to convert: files, folders or globs.")
+    suffix: str = Field("_harmony", description="Added to the name of the converted file.")
+    format: Literal["text", "messages"] = Field(
+        "text", description="Write rendered Harmony text, or messages as JSON."
+    )
+
+
+class CalcRewardSettings(TableSettings, OverwriteSettings):
+    """calc-reward."""
+
+    paths: list[str] = Field(["data"], description="Tables to score: files, folders or globs.")
+    tau: float = Field(0.05, description="Temperature of the Boltzmann rewards, in the units of Q.")
+    method: Literal["boltzmann", "log-regret", "regret", "minmax", "rank"] = Field(
+        "boltzmann", description="How values become rewards."
+    )
+    missing: Literal["error", "mask", "drop"] = Field(
+        "error", description="What an empty value means: stop, no reward, or leave the row out."
+    )
+
+
+class CheckDataSettings(TableSettings):
+    """check-data."""
+
+    paths: list[str] = Field(["data"], description="Tables to check: files, folders or globs.")
+
+
+class AnswerSettings(
+    DecodingSettings, ActionSettings, ModelSettings, PromptSettings, TableSettings
+):
+    """What is asked, and how the model is held while it answers."""
+
+    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
+    prompt: str | None = Field(None, description="The prompt itself; `-` reads standard input.")
+    prompt_file: str | None = Field(None, description="File that holds the prompt.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _readable(cls, prompt: str | None) -> str | None:
+        # What a terminal of another encoding types reaches Python as half characters.
+        if prompt is not None and prompt.encode(errors="replace").decode() != prompt:
+            raise ValueError("not text in the terminal's encoding; give it as --prompt-file")
+        return prompt
+
+
+class TestAdapterSettings(AnswerSettings):
+    """test-adapter."""
+
+    __test__ = False  # not a test class, whatever its name says
+
+    target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")
+    data: list[str] = Field(["data/heldout"], description="Tables to take the prompt from.")
+    row: Positive = Field(1, description="Which row of the table, from 1.")
+
+
+class GenerateSettings(OverwriteSettings, AnswerSettings):
+    """generate."""
+
+    target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
+    data: list[str] = Field([], description="Tables whose every row is answered.")
+    out: str | None = Field(None, description="JSONL file for the answers of a table.")
+
+
+class EvaluateSettings(
+    PlantSettings,
+    EpisodeSettings,
+    OverwriteSettings,
+    DecodingSettings,
+    ActionSettings,
+    ModelSettings,
+    PromptSettings,
+    TableSettings,
+):
+    """evaluate."""
+
+    target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
+    data: list[str] = Field(["data/heldout"], description="Tables with values for every action.")
+    compare: bool = Field(True, description="Let a base model answer the same rows.")
+    compare_with: str | None = Field(
+        None, description="That model (default: the adapter's own base)."
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(
+        0, description="Answers drawn per row beside the greedy one (majority, best of n, pass@k)."
+    )
+    closed_loop: list[str] = Field(
+        [],
+        description="Hourly series (CSV files, folders or globs) in which the policy drives the "
+        "plant.",
+    )
+    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
+    out: str | None = Field(
+        None, description="Folder to write (default: RUN/evaluation, or evaluations/NAME)."
+    )
+
+
+class ReportSettings(OverwriteSettings):
+    """report."""
+
+    runs: list[str] = Field(["runs/latest"], description="Run folders.")
+    out: str | None = Field(
+        None,
+        description="HTML file (default: report.html in the run's folder; of several, beside it).",
+    )
+    open: bool = Field(False, description="Open the report in the browser.")
+
+
+class RunsSettings(Settings):
+    """runs."""
+
+    folders: list[str] = Field(["runs"], description="Run folders, or folders that hold them.")
+
+
+class ExportSettings(OverwriteSettings):
+    """export."""
+
+    target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")
+    base: str | None = Field(None, description="Base checkpoint (default: the adapter's own).")
+    format: Literal["mxfp4", "bf16", "gguf", "adapter"] = Field(
+        "mxfp4",
+        description="mxfp4: the published layout; bf16: experts dequantised; gguf: one file for "
+        "llama.cpp and Ollama; adapter: the adapter alone, for PEFT and as a GGUF LoRA.",
+    )
+    gguf_dtype: Literal["bf16", "f32"] = Field(
+        "bf16", description="Type of the attention weights in a GGUF (f32: unrounded)."
+    )
+    requantize_experts: bool = Field(
+        False,
+        description="Merge LoRA on experts into MXFP4 all the same, at the loss that is printed.",
+    )
+    out: str | None = Field(None, description="Folder to write (default: exports/NAME).")
+    push: bool = Field(False, description="Upload the export to the Hub (needs HF_TOKEN).")
+    repo_id: str | None = Field(None, description="Hub repository, user/name.")
+
+
+class VerifyExportSettings(Settings):
+    """verify-export."""
+
+    folder: str = Field(description="Exported folder.")
+    base: str | None = Field(None, description="Base checkpoint (default: the adapter's own).")
+    forward: bool = Field(True, description="Also run a prompt through it, where memory allows.")
+
+
+class DemoSettings(OverwriteSettings):
+    """demo."""
+
+    out: str = Field("runs/demo", description="Folder for everything the demo writes.")
+    max_steps: Positive = Field(200, description="Optimizer steps.")
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
+
+
+class DoctorSettings(Settings):
+    """doctor."""
+
+    model: str = Field(
+        "openai/gpt-oss-20b",
+        description="Base model: a Hub id, a folder, or `tiny` (built here, no Hub, no GPU).",
+    )

@@ -1,0 +1,183 @@
+"""What the training commands have in common, train-grpo, and resume."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gptoss_tools.settings.groups import (
+    ActionSettings,
+    AtLeastZero,
+    DryRunSettings,
+    ModelSettings,
+    Positive,
+    PromptSettings,
+    Seed,
+    Settings,
+    Share,
+    TableSettings,
+)
+
+LossType = Literal["dr_grpo", "dapo", "grpo", "bnpo", "cispo"]
+
+
+class LoraSettings(Settings):
+    """The adapter."""
+
+    lora_r: Positive = Field(4, description="Rank of the LoRA matrices.")
+    lora_alpha: Positive = Field(
+        8, description="LoRA scale: the update is multiplied by alpha / r."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="LoRA dropout.")
+    lora_target_modules: list[str] = Field(
+        ["all-linear"],
+        description="Modules that get LoRA; all-linear is q, k, v, o on gpt-oss; `experts` adds "
+        "the experts, which then cannot be merged into MXFP4.",
+    )
+
+
+class RolloutSettings(Settings):
+    """How prompts are drawn and completions scored."""
+
+    num_generations: Annotated[int, Field(ge=2)] = Field(
+        16, description="Completions per prompt: the group of GRPO."
+    )
+    prompts_per_step: Positive = Field(
+        1, description="Distinct prompts per micro-step, over all processes."
+    )
+    gradient_accumulation_steps: Positive = Field(4, description="Micro-steps per optimizer step.")
+    steps_per_generation: Positive | None = Field(
+        None,
+        description="Micro-steps served by one generation call (default: as many as are "
+        "accumulated).",
+    )
+    num_iterations: Positive = Field(1, description="Passes over each generated batch.")
+    max_prompt_length: Positive = Field(1000, description="Longest prompt, in tokens.")
+    long_prompts: Literal["error", "drop"] = Field(
+        "error",
+        description="What to do with a longer prompt: stop, or leave the row out and count.",
+    )
+    max_completion_length: Positive = Field(4000, description="Longest completion, in tokens.")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Sampling temperature.")
+    top_p: Share = Field(1.0, description="Nucleus: keep this much probability.")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep this many tokens (0: all).")
+    reward: str = Field("decision", description="Reward function: a name or pkg.mod:function.")
+    invalid_reward: float | Literal["mask", "worst"] = Field(
+        "worst",
+        description="Reward of an answer that is no action: `mask` leaves it out of group and "
+        "loss, `worst` counts it as the row's worst action (at most 0), a number is that number.",
+    )
+
+
+class OptimizerSettings(Settings):
+    """The update."""
+
+    max_steps: Positive = Field(200, description="Optimizer steps.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Shape of the learning rate over the steps."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of rising rate.")
+    weight_decay: AtLeastZero = Field(0.0, description="AdamW weight decay.")
+    max_grad_norm: AtLeastZero = Field(1.0, description="Clip the gradient to this norm.")
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    seed: Seed = Field(42, description="Seed of everything drawn at random.")
+
+
+class GrpoLossSettings(Settings):
+    """The GRPO objective."""
+
+    loss_type: LossType = Field("dr_grpo", description="Normalisation of the GRPO loss.")
+    scale_rewards: Literal["none", "group", "batch"] = Field(
+        "none", description="Divide advantages by the standard deviation of group or batch."
+    )
+    beta: AtLeastZero = Field(0.0, description="Weight of the KL term (0: no reference model).")
+    epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="Clip range of the ratio.")
+
+
+class HeldOutSettings(Settings):
+    """Measuring the policy on held-out rows while it trains."""
+
+    eval_steps: Positive | None = Field(
+        None,
+        description="Optimizer steps between evaluations on eval_data, which also keep the best "
+        "adapter as adapter-best (default: none).",
+    )
+    eval_data: list[str] = Field(
+        ["data/heldout"], description="Held-out tables: files, folders or globs."
+    )
+    eval_batch_size: Positive = Field(32, description="Held-out prompts decoded together.")
+
+
+class LoggingSettings(Settings):
+    """What a run writes beside its weights."""
+
+    save_steps: Positive = Field(20, description="Optimizer steps between checkpoints.")
+    save_total_limit: Positive | None = Field(
+        None, description="Keep only this many newest checkpoints (default: all)."
+    )
+    logging_steps: Positive = Field(1, description="Optimizer steps between metric records.")
+    log_completions: bool = Field(True, description="Write completions.csv.")
+    completion_log_path: str | None = Field(
+        None, description="Where completions go (default: completions.csv in the run folder)."
+    )
+    report_to: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
+        "none", description="Experiment tracker."
+    )
+    run_name: str | None = Field(None, description="Name of the run in the tracker.")
+
+
+class TrainSettings(
+    DryRunSettings,
+    HeldOutSettings,
+    LoggingSettings,
+    GrpoLossSettings,
+    OptimizerSettings,
+    RolloutSettings,
+    LoraSettings,
+    ActionSettings,
+    ModelSettings,
+    PromptSettings,
+    TableSettings,
+):
+    """train-grpo."""
+
+    data: list[str] = Field(["data/train"], description="Tables: files, folders or globs.")
+    output_dir: str | None = Field(
+        None, description="Run folder (default: the next free runs/grpo-NNN)."
+    )
+    resume: str | None = Field(None, description="Checkpoint or run folder to go on from.")
+    allow_changes: bool = Field(
+        False, description="Go on although data or settings differ, so no longer exactly."
+    )
+    trainer: dict[str, Any] = Field(
+        default_factory=dict, description="More GRPOConfig arguments (TOML table [trainer] only)."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        shadowed = sorted(set(self.trainer) & (set(type(self).model_fields) - {"trainer"}))
+        if shadowed:
+            raise ValueError(f"[trainer] repeats `{shadowed[0]}`, which is a setting of its own")
+        experts = any(m == "experts" for m in self.lora_target_modules)
+        if experts and self.lora_dropout:
+            raise ValueError("lora_dropout must be 0 when lora_target_modules holds `experts`")
+        return self
+
+
+class ResumeSettings(DryRunSettings):
+    """resume: what may change in a run that goes on."""
+
+    run: str = Field("runs/latest", description="Run folder or checkpoint.")
+    max_steps: Positive | None = Field(None, description="Train to this many steps in all.")
+    save_steps: Positive | None = Field(None, description="Optimizer steps between checkpoints.")
+    eval_steps: Positive | None = Field(None, description="Optimizer steps between evaluations.")
+    report_to: Literal["none", "wandb", "trackio", "tensorboard"] | None = Field(
+        None, description="Experiment tracker."
+    )
+    allow_changes: bool = Field(
+        False, description="Go on although data or settings differ, so no longer exactly."
+    )
