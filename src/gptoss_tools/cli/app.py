@@ -129,6 +129,10 @@ def _carry_out(request) -> int:
     spec = request.command
     try:
         loaded = load(spec.settings, spec.name, flags=request.flags, config=request.config)
+        if getattr(loaded.settings, "modal", False):
+            from .on_modal import run_on_modal
+
+            return run_on_modal(request, loaded)
         spec.run(loaded.settings, replace(loaded, line=request.line))
         return 0
     except GptossError as error:

@@ -40,6 +40,7 @@ from gptoss_tools.settings.groups import (
     Share,
     TableSettings,
 )
+from gptoss_tools.settings.remote import RemoteSettings
 from gptoss_tools.settings.training import (
     GrpoLossSettings,
     HeldOutSettings,
@@ -80,6 +81,7 @@ __all__ = [
     "PlantSettings",
     "Positive",
     "PromptSettings",
+    "RemoteSettings",
     "ReportSettings",
     "ResumeSettings",
     "RolloutSettings",

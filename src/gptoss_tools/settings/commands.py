@@ -19,6 +19,7 @@ from gptoss_tools.settings.groups import (
     Settings,
     TableSettings,
 )
+from gptoss_tools.settings.remote import RemoteSettings
 
 
 class MakeDatasetSettings(PlantSettings, OverwriteSettings):
@@ -102,7 +103,7 @@ class TestAdapterSettings(AnswerSettings):
     row: Positive = Field(1, description="Which row of the table, from 1.")
 
 
-class GenerateSettings(OverwriteSettings, AnswerSettings):
+class GenerateSettings(RemoteSettings, OverwriteSettings, AnswerSettings):
     """generate."""
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
@@ -111,6 +112,7 @@ class GenerateSettings(OverwriteSettings, AnswerSettings):
 
 
 class EvaluateSettings(
+    RemoteSettings,
     PlantSettings,
     EpisodeSettings,
     OverwriteSettings,
@@ -159,7 +161,7 @@ class RunsSettings(Settings):
     folders: list[str] = Field(["runs"], description="Run folders, or folders that hold them.")
 
 
-class ExportSettings(OverwriteSettings):
+class ExportSettings(RemoteSettings, OverwriteSettings):
     """export."""
 
     target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")

@@ -18,6 +18,7 @@ from gptoss_tools.settings.groups import (
     Share,
     TableSettings,
 )
+from gptoss_tools.settings.remote import RemoteSettings
 
 LossType = Literal["dr_grpo", "dapo", "grpo", "bnpo", "cispo"]
 
@@ -131,6 +132,7 @@ class LoggingSettings(Settings):
 
 
 class TrainSettings(
+    RemoteSettings,
     DryRunSettings,
     HeldOutSettings,
     LoggingSettings,
@@ -168,7 +170,7 @@ class TrainSettings(
         return self
 
 
-class ResumeSettings(DryRunSettings):
+class ResumeSettings(RemoteSettings, DryRunSettings):
     """resume: what may change in a run that goes on."""
 
     run: str = Field("runs/latest", description="Run folder or checkpoint.")
