@@ -1,0 +1,212 @@
+"""From an instruction and its answer to the text a model reads and the text it learns to say.
+
+gpt-oss reads Harmony, other models the chat template of their tokenizer, and any model a template
+with headings (core.prompt_templates). `choose_prompter` makes one of three classes, which differ in
+`pair` alone: example -> (prompt, completion), the completion with the token that ends an answer.
+Where examples come from: core.instructions.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jinja2
+
+from gptoss_tools.core.harmony import find_special, render
+from gptoss_tools.core.instruction_rows import Conversation, Example, Instruction, Rendered
+from gptoss_tools.core.prompt_templates import Template, load_template
+from gptoss_tools.errors import ConfigError, DataError, first_line
+
+_STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+class Prompter(Protocol):
+    """What turns an example into two texts; DataError, without file and row, where it cannot."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer's own first token belongs before the prompt."""
+        ...
+
+    def pair(self, example: Example) -> tuple[str, str]:
+        """The text that is read, and the text that is learned."""
+        ...
+
+
+def choose_prompter(
+    name: str,
+    tokenizer: Any,
+    *,
+    harmony: bool,
+    date: str,
+    reasoning_effort: str = "medium",
+    model_identity: str | None = None,
+) -> Prompter:
+    """The prompter of a template's name or file; `auto` is `chat` where there is one, else alpaca.
+
+    `harmony`: the model is a gpt-oss. `date` (YYYY-MM-DD) stands where a chat template prints
+    today's. Raises ConfigError for an unknown name, a wrong file, or `chat` without a template.
+    """
+    if name == "auto":
+        name = "chat" if harmony or tokenizer.chat_template else "alpaca"
+    if name != "chat":
+        return TemplatePrompter(
+            load_template(name), tokenizer.eos_token or "", _specials(tokenizer)
+        )
+    if harmony:
+        return HarmonyPrompter(date, reasoning_effort, model_identity)
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "prompt_template is chat, and the tokenizer has no chat template",
+            hint="--prompt-template alpaca, or a JSON file of your own",
+        )
+    return ChatPrompter(tokenizer, date)
+
+
+@dataclass(frozen=True)
+class TemplatePrompter:
+    """Headings around an instruction; `end` is the tokenizer's end of text, after every answer."""
+
+    template: Template
+    end: str
+    specials: re.Pattern[str] | None = None
+    adds_bos: bool = field(default=True, init=False)
+
+    def pair(self, example: Example) -> tuple[str, str]:
+        """Conversations must be one question and its answer; instructions may stand before it."""
+        if isinstance(example, Rendered):
+            raise _only_harmony()
+        if isinstance(example, Conversation):
+            example = _as_instruction(example)
+        parts = (example.instruction, example.input, example.output)
+        _refuse_specials(parts, self.specials)
+        prompt = self.template.generate_prompt(example.instruction, example.input)
+        return prompt, example.output + self.end
+
+
+@dataclass(frozen=True)
+class HarmonyPrompter:
+    """Harmony as gpt-oss's chat template writes it, the answer in the final channel."""
+
+    date: str
+    reasoning_effort: str = "medium"
+    model_identity: str | None = None
+    adds_bos: bool = field(default=False, init=False)
+
+    def pair(self, example: Example) -> tuple[str, str]:
+        """A `thinking` in the last message is learned too, in the analysis channel before it."""
+        if isinstance(example, Rendered):
+            return example.prompt, _whole_answer(example.answer)
+        *before, last = _as_messages(example)
+        prompt = render(
+            before,
+            date=self.date,
+            reasoning_effort=self.reasoning_effort,
+            model_identity=self.model_identity,
+        )
+        thinking = last.get("thinking") or last.get("reasoning_content") or ""
+        return prompt, harmony_answer(last["content"], thinking)
+
+
+def _whole_answer(answer: str) -> str:
+    """An answer to a Harmony prompt: plain text, or Harmony from its first channel on."""
+    if not answer.startswith("<|channel|>"):
+        return harmony_answer(answer)
+    return answer if answer.endswith("<|return|>") else answer + "<|return|>"
+
+
+def harmony_answer(content: str, thinking: str = "") -> str:
+    """What gpt-oss writes after `<|start|>assistant` to say this."""
+    for text in (thinking, content):
+        if special := find_special(text):
+            raise DataError(
+                f"the answer contains {special}, which gpt-oss would read as a special token"
+            )
+    analysis = ""
+    if thinking:
+        analysis = f"<|channel|>analysis<|message|>{thinking}<|end|><|start|>assistant"
+    return f"{analysis}<|channel|>final<|message|>{content}<|return|>"
+
+
+class ChatPrompter:
+    """A tokenizer's own chat template, where it prints today's date with the date pinned."""
+
+    adds_bos = False  # a chat template writes it itself
+
+    def __init__(self, tokenizer: Any, date: str) -> None:
+        day = datetime.date.fromisoformat(date)
+        self.tokenizer, self.specials = tokenizer, _specials(tokenizer)
+        self.template = _STRFTIME.sub(
+            lambda call: json.dumps(day.strftime(call[2])), tokenizer.chat_template
+        )
+
+    def pair(self, example: Example) -> tuple[str, str]:
+        """What the template writes after the last prompt, up to the token that ends the answer."""
+        if isinstance(example, Rendered):
+            raise _only_harmony()
+        messages = _as_messages(example)
+        _refuse_specials([m["content"] for m in messages], self.specials)
+        prompt = self._render(messages[:-1], add_generation_prompt=True)
+        whole = self._render(messages, add_generation_prompt=False)
+        if not whole.startswith(prompt) or len(whole) == len(prompt):
+            raise DataError(
+                "the tokenizer's chat template writes the prompt differently before an answer",
+                hint="--prompt-template alpaca, or a JSON file of your own",
+            )
+        answer, end = whole[len(prompt) :], self.tokenizer.eos_token
+        if end and end in answer:  # templates put a line break behind it, which is never generated
+            answer = answer[: answer.rindex(end) + len(end)]
+        return prompt, answer
+
+    def _render(self, messages: Sequence[Mapping[str, str]], **options: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), chat_template=self.template, tokenize=False, **options
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the tokenizer's chat template refuses the messages: {first_line(error)}"
+            ) from error
+
+
+def _specials(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds any of the texts that a tokenizer reads as special tokens."""
+    tokens = tokenizer.added_tokens_decoder.values()
+    names = [re.escape(str(token)) for token in tokens if token.special]
+    return re.compile("|".join(names)) if names else None
+
+
+def _refuse_specials(texts: Sequence[str], specials: re.Pattern[str] | None) -> None:
+    for text in texts:
+        if specials and (found := specials.search(text)):
+            raise DataError(f"it contains {found[0]}, which the tokenizer reads as a special token")
+
+
+def _only_harmony() -> DataError:
+    return DataError(
+        "the prompt is Harmony text, which only gpt-oss with its own template reads",
+        hint="--prompt-template chat with a gpt-oss model, or data without Harmony markers",
+    )
+
+
+def _as_messages(example: Instruction | Conversation) -> list[dict[str, str]]:
+    if isinstance(example, Conversation):
+        return list(example.messages)
+    said = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": example.output}]
+
+
+def _as_instruction(example: Conversation) -> Instruction:
+    roles = [message["role"] for message in example.messages]
+    if roles[-2:] != ["user", "assistant"] or roles[:-2] not in ([], ["system"], ["developer"]):
+        raise DataError(
+            f"the conversation ({', '.join(roles)}) does not fit a template of one question",
+            hint="--prompt-template chat",
+        )
+    *before, answer = (message["content"] for message in example.messages)
+    return Instruction("\n\n".join(before), "", answer)
