@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from gptoss_tools.training.configuring import OURS, SAME_NAME
 from gptoss_tools.training.grpo import DecisionTrainer
+from gptoss_tools.training.steady import SteadySaves
 
 # name: (parameters after self, why it is overridden)
 OVERRIDDEN = {
@@ -30,6 +31,8 @@ OVERRIDDEN = {
     "_compute_loss": ("model, inputs", "the correction is applied"),
     "_save_checkpoint": ("model, trial", "rollout state; the folder appears whole"),
     "_load_optimizer_and_scheduler": ("checkpoint", "rollout state comes back"),
+    "_save": ("output_dir, state_dict", "an adapter of any kind alone, or a layout that reloads"),
+    "_load_from_checkpoint": ("resume_from_checkpoint, model", "a MixLoRA comes back too"),
 }
 # Read or set, not overridden.
 ATTRIBUTES = (
@@ -45,7 +48,8 @@ def test_trl_still_has_the_signature_we_override(name):
 
 
 def test_nothing_else_is_overridden():
-    ours = {n for n, v in vars(DecisionTrainer).items() if callable(v) and not n.startswith("__")}
+    both = {**vars(SteadySaves), **vars(DecisionTrainer)}
+    ours = {n for n, v in both.items() if callable(v) and not n.startswith("__")}
     assert {n for n in ours if hasattr(GRPOTrainer, n)} == OVERRIDDEN.keys()
 
 

@@ -245,7 +245,7 @@ def test_a_plan_loads_and_writes_nothing(lab):
 
 def test_a_plan_of_a_resume_counts_with_what_is_changed(lab):
     begun = run_lab.settings(lab, "begun", max_steps=10, save_steps=2)
-    run = claim(lab / "begun", {"settings": begun.model_dump(mode="json")})
+    run = claim(lab / "begun", {"command": "train-grpo", "settings": begun.model_dump(mode="json")})
     facts = plan(ResumeSettings(run=str(run.path), max_steps=20, save_steps=5))
     assert facts["steps"] == 20 and facts["checkpoints"] == 4
     again = run_lab.settings(lab, "begun", max_steps=12, save_steps=7, resume=str(run.path))

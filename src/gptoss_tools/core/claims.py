@@ -16,16 +16,18 @@ from gptoss_tools.core.runs import HOME, LATEST, Run
 from gptoss_tools.errors import RunFolderError
 
 
-def claim(path: str | Path | None, config: dict[str, Any], home: Path = HOME) -> Run:
+def claim(
+    path: str | Path | None, config: dict[str, Any], home: Path = HOME, prefix: str = "grpo"
+) -> Run:
     """Create a run folder that is this process's own, with its config.json; return it.
 
-    `path` None takes the next free `runs/grpo-NNN`. Raises RunFolderError if `path` is in use. Two
-    processes that claim at the same moment get two folders, or one gets the error.
+    `path` None takes the next free `runs/PREFIX-NNN`. Raises RunFolderError if `path` is in use.
+    Two processes that claim at the same moment get two folders, or one gets the error.
     """
     if path is None:
         home.mkdir(parents=True, exist_ok=True)
         while True:
-            folder = next_free(home)
+            folder = next_free(home, prefix)
             try:
                 folder.mkdir()
                 break
@@ -45,13 +47,13 @@ def claim(path: str | Path | None, config: dict[str, Any], home: Path = HOME) ->
     return Run(folder)
 
 
-def next_free(home: Path = HOME) -> Path:
+def next_free(home: Path = HOME, prefix: str = "grpo") -> Path:
     """Return the folder that `claim` would take when none is named; creates nothing."""
     taken = [0]
     if home.is_dir():
-        matches = (re.fullmatch(r"grpo-(\d+)", entry.name) for entry in home.iterdir())
+        matches = (re.fullmatch(rf"{prefix}-(\d+)", entry.name) for entry in home.iterdir())
         taken += [int(match.group(1)) for match in matches if match]
-    return home / f"grpo-{max(taken) + 1:03d}"
+    return home / f"{prefix}-{max(taken) + 1:03d}"
 
 
 def check_unused(folder: Path) -> None:

@@ -68,6 +68,11 @@ class Run:
         return self.path / "adapter"
 
     @property
+    def model_path(self) -> Path:
+        """The model of a run that trained no adapter but all of it."""
+        return self.path / "model"
+
+    @property
     def best_path(self) -> Path:
         """The adapter with the least held-out regret; there only with eval_steps."""
         return self.path / "adapter-best"
@@ -167,6 +172,16 @@ class Run:
         label = f"newest checkpoint of {self.path}: step {newest.step}, run not finished"
         return Adapter(newest.path, newest.step, False, label)
 
+    def model(self) -> Path | None:
+        """Return the newest whole model of a run that trained no adapter; None of any other run."""
+        newest = self.checkpoints()[-1] if self.checkpoints() else None
+        done = (read_manifest(self.model_path) or {}).get("step")
+        if done is not None and (newest is None or done >= newest.step):
+            return self.model_path
+        if newest is None or (newest.path / "adapter_config.json").is_file():
+            return None
+        return newest.path if (newest.path / "config.json").is_file() else None
+
     @property
     def state(self) -> State:
         """`running` while a live process holds the lock, else whether the run reached its end."""
@@ -198,10 +213,12 @@ def open_run(target: str | Path = HOME / LATEST) -> Run:
         if Path(target).name == LATEST:
             raise RunFolderError(f"no run yet: {target} is not there", hint="gptoss train-grpo")
         raise RunFolderError(f"{target} is not there", hint="name a run folder: ls runs")
-    if (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+    is_checkpoint = STEP_NAME.fullmatch(path.name) is not None  # of a whole model, say
+    has_config = (path / "config.json").is_file()
+    if has_config and not is_checkpoint and not (path / "adapter_config.json").is_file():
         return Run(path)
-    parent = path.parent.parent if STEP_NAME.fullmatch(path.name) else path.parent
-    if STEP_NAME.fullmatch(path.name):
+    parent = path.parent.parent if is_checkpoint else path.parent
+    if is_checkpoint:
         if not is_complete(path):
             raise RunFolderError(
                 f"{path} is not a complete checkpoint", hint=f"gptoss resume {parent}"

@@ -43,6 +43,8 @@ def find_source(target: str | Path, base: str | None = None) -> Source:
     if _is_model(path):
         return Source(str(target), None, f"model in {target}")
     run = open_run(target)
+    if run.selected is None and (whole := run.model()) is not None:
+        return Source(str(whole), None, f"model of {run.path}", run=run.path)
     adapter = run.adapter()
     # The folder it was trained on, if it is still there: what `tiny` or a path of the run means may
     # have changed since.

@@ -7,6 +7,7 @@ rounded lies between them. That takes a whole model in memory; `finish` spares l
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ def compare_logits(folder: Path, base_dir: Path, adapter_dir: Path) -> LogitGap:
     options = {"dtype": "float32", "device": "cpu", "for_training": False}
     try:
         ids = _prompt_ids(folder)
-        model = load_with_adapter(base_dir, adapter_dir, **options)
+        model: Any = load_with_adapter(base_dir, adapter_dir, **options)
         unmerged = _logits(model, ids)
         with model.disable_adapter():
             before = _logits(model, ids)

@@ -44,6 +44,8 @@ from gptoss_tools.models.machine import (
     resolve_device,
     weight_type,
 )
+from gptoss_tools.models.mixlora import is_mixlora
+from gptoss_tools.models.mixlora import load as load_mixlora
 from gptoss_tools.models.names import base_of, resolve_model
 
 FLASH = "kernels-community/vllm-flash-attn3"
@@ -58,11 +60,11 @@ EXPERTS = ("grouped_mm", "batched_mm", "eager")
 _TODAY = 'strftime_now("%Y-%m-%d")'
 
 
-def read_config(name: str | Path) -> GptOssConfig:
+def read_config(name: str | Path, *, any_family: bool = False) -> Any:
     """Config of a resolved model; MachineError if the Hub gives none, ConfigError if no gpt-oss.
 
-    Reading it fetches config.json alone. An unreachable Hub is noticed at once, not after
-    huggingface_hub's half minute of retries.
+    `any_family` takes the config of any language model. Reading it fetches config.json alone. An
+    unreachable Hub is noticed at once, not after huggingface_hub's half minute of retries.
     """
     if not Path(name).is_dir() and try_to_load_from_cache(str(name), "config.json") is None:
         _ask_hub(str(name))
@@ -73,7 +75,7 @@ def read_config(name: str | Path) -> GptOssConfig:
         if Path(name).is_dir():
             raise ConfigError(f"{name}/config.json cannot be read: {first_line(error)}") from error
         raise _unreachable(str(name), error) from error
-    if not isinstance(config, GptOssConfig):
+    if not any_family and not isinstance(config, GptOssConfig):
         raise ConfigError(f"model {name} is of type {config.model_type}, not gpt_oss")
     return config
 
@@ -101,11 +103,13 @@ def load_model(
     device: str = "auto",
     quantized: bool = False,
     for_training: bool = True,
+    any_family: bool = False,
     cache_dir: Path | None = None,
 ) -> PreTrainedModel:
     """Load a base model onto one device, in eval mode; the table above says what `auto` means.
 
-    `quantized` keeps the experts packed (inference only). Raises MachineError where memory, GPU or
+    `quantized` keeps the experts packed (inference only); `any_family` also takes models other than
+    gpt-oss, with the attention code transformers chooses. Raises MachineError where memory, GPU or
     network do not suffice, ConfigError for wrong settings, DataError if the checkpoint lacks a
     tensor (transformers would fill it with random numbers and go on).
     """
@@ -124,19 +128,21 @@ def load_model(
             hint="run without --quantized: the experts are then dequantised",
         )
     path = resolve_model(name, cache_dir=cache_dir)
-    config = read_config(path)
+    config = read_config(path, any_family=any_family)
+    is_gpt_oss = isinstance(config, GptOssConfig)
     packed_file = getattr(config, "quantization_config", None) is not None
     if quantized and not packed_file:
         raise ConfigError(f"model {name} holds no MXFP4 experts that could stay packed")
-    require_memory(config, target, weights, quantized=quantized, for_training=for_training)
-    options: dict[str, Any] = {
-        "dtype": weights,
-        "attn_implementation": choose_attention(attn_implementation, target, for_training),
-        "device_map": {"": target},
-    }
+    options: dict[str, Any] = {"dtype": weights, "device_map": {"": target}}
+    if is_gpt_oss:
+        require_memory(config, target, weights, quantized=quantized, for_training=for_training)
+        attention = choose_attention(attn_implementation, target, for_training)
+        options["attn_implementation"] = attention
+    elif attn_implementation != "auto":
+        options["attn_implementation"] = attn_implementation
     if packed_file:
         options["quantization_config"] = Mxfp4Config(dequantize=not quantized)
-    if not quantized:
+    if is_gpt_oss and not quantized:
         chosen = "grouped_mm" if experts_implementation == "auto" else experts_implementation
         options["experts_implementation"] = chosen
     with quiet():
@@ -168,18 +174,22 @@ def choose_attention(attn_implementation: str, device: torch.device, for_trainin
 
 
 def load_tokenizer(
-    name: str | Path, *, date: str | None = None, cache_dir: Path | None = None
+    name: str | Path,
+    *,
+    date: str | None = None,
+    any_family: bool = False,
+    cache_dir: Path | None = None,
 ) -> PreTrainedTokenizerFast:
     """Load the tokenizer, padding left, its template pinned to `date` (YYYY-MM-DD) if one is given.
 
     gpt-oss's template prints today's date, so prompts would otherwise change overnight.
     """
     path = resolve_model(name, cache_dir=cache_dir)
-    read_config(path)  # the same clear refusals as for the model
+    read_config(path, any_family=any_family)  # the same clear refusals as for the model
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.padding_side = "left"
-    if date is not None:
+    if date is not None and tokenizer.chat_template:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
             raise ConfigError(f"date {date!r} is not of the form YYYY-MM-DD")
         tokenizer.chat_template = tokenizer.chat_template.replace(_TODAY, f'"{date}"')
@@ -188,14 +198,18 @@ def load_tokenizer(
 
 def load_with_adapter(
     base: str | Path | None, adapter: str | Path, *, trainable: bool = False, **options: Any
-) -> PeftModel:
-    """Load `base` (None: the adapter's own) and put the adapter on it, unmerged, with stock PEFT.
+) -> PreTrainedModel | PeftModel:
+    """Load `base` (None: the adapter's own) and put the adapter on it, unmerged.
 
+    With stock PEFT, so the result is a PeftModel; a MixLoRA is put on the model itself.
     `options` are those of `load_model`; `for_training` follows `trainable` unless given.
     """
     named = base_of(adapter)
     options.setdefault("for_training", trainable)
     model = load_model(base or named, **options)
+    if is_mixlora(adapter):
+        load_mixlora(model, adapter, trainable=trainable)
+        return model
     try:
         with quiet():
             return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)

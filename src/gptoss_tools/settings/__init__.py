@@ -42,6 +42,7 @@ from gptoss_tools.settings.groups import (
 )
 from gptoss_tools.settings.remote import RemoteSettings
 from gptoss_tools.settings.training import (
+    AdapterSettings,
     GrpoLossSettings,
     HeldOutSettings,
     LoggingSettings,
@@ -50,11 +51,13 @@ from gptoss_tools.settings.training import (
     OptimizerSettings,
     ResumeSettings,
     RolloutSettings,
+    RunSettings,
     TrainSettings,
 )
 
 __all__ = [
     "ActionSettings",
+    "AdapterSettings",
     "AnswerSettings",
     "AtLeastZero",
     "CalcRewardSettings",
@@ -85,6 +88,7 @@ __all__ = [
     "ReportSettings",
     "ResumeSettings",
     "RolloutSettings",
+    "RunSettings",
     "RunsSettings",
     "Seed",
     "Settings",

@@ -38,6 +38,50 @@ class LoraSettings(Settings):
     )
 
 
+class AdapterSettings(LoraSettings):
+    """Which kind of adapter; the published names and defaults of MixLoRA (arXiv 2404.15159)."""
+
+    adapter: Literal["lora", "mixlora", "none"] = Field(
+        "lora",
+        description="What learns: LoRA, a mixture of LoRA experts (its defaults: lora_r 8, "
+        "lora_alpha 16, lora_dropout 0.05), or the whole model.",
+    )
+    num_experts: Positive = Field(4, description="LoRA experts of MixLoRA.")
+    experts_per_token: Positive = Field(2, description="LoRA experts that serve each token.")
+    router_aux_loss_coef: AtLeastZero = Field(
+        0.001, description="Weight of MixLoRA's load-balance loss."
+    )
+    router_init_range: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="Standard deviation of the MixLoRA router's first weights."
+    )
+    jitter_noise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="MixLoRA's router inputs are scaled by 1 +- this while training."
+    )
+    mixlora_form: Literal["shared", "parallel"] = Field(
+        "shared",
+        description="shared: LoRA experts inside the base's FFN; parallel: beside it, also on "
+        "experts packed in MXFP4.",
+    )
+    dual_path: bool = Field(
+        False, description="MixLoRA also learns from a noised copy of its input (S2MoE)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixlora_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("adapter") == "mixlora":
+            return {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05} | values
+        return values
+
+    @model_validator(mode="after")
+    def _consistent_adapter(self) -> AdapterSettings:
+        if self.adapter == "mixlora" and self.experts_per_token > self.num_experts:
+            raise ValueError("experts_per_token is more than num_experts")
+        if "experts" in self.lora_target_modules and self.lora_dropout:
+            raise ValueError("lora_dropout must be 0 when lora_target_modules holds `experts`")
+        return self
+
+
 class RolloutSettings(Settings):
     """How prompts are drawn and completions scored."""
 
@@ -131,15 +175,27 @@ class LoggingSettings(Settings):
     run_name: str | None = Field(None, description="Name of the run in the tracker.")
 
 
+class RunSettings(DryRunSettings):
+    """Where a run lives, and whether it goes on from another."""
+
+    output_dir: str | None = Field(
+        None, description="Run folder (default: the next free one, runs/grpo-001, say)."
+    )
+    resume: str | None = Field(None, description="Checkpoint or run folder to go on from.")
+    allow_changes: bool = Field(
+        False, description="Go on although data or settings differ, so no longer exactly."
+    )
+
+
 class TrainSettings(
     RemoteSettings,
-    DryRunSettings,
+    RunSettings,
     HeldOutSettings,
     LoggingSettings,
     GrpoLossSettings,
     OptimizerSettings,
     RolloutSettings,
-    LoraSettings,
+    AdapterSettings,
     ActionSettings,
     ModelSettings,
     PromptSettings,
@@ -148,13 +204,6 @@ class TrainSettings(
     """train-grpo."""
 
     data: list[str] = Field(["data/train"], description="Tables: files, folders or globs.")
-    output_dir: str | None = Field(
-        None, description="Run folder (default: the next free runs/grpo-NNN)."
-    )
-    resume: str | None = Field(None, description="Checkpoint or run folder to go on from.")
-    allow_changes: bool = Field(
-        False, description="Go on although data or settings differ, so no longer exactly."
-    )
     trainer: dict[str, Any] = Field(
         default_factory=dict, description="More GRPOConfig arguments (TOML table [trainer] only)."
     )
@@ -164,9 +213,8 @@ class TrainSettings(
         shadowed = sorted(set(self.trainer) & (set(type(self).model_fields) - {"trainer"}))
         if shadowed:
             raise ValueError(f"[trainer] repeats `{shadowed[0]}`, which is a setting of its own")
-        experts = any(m == "experts" for m in self.lora_target_modules)
-        if experts and self.lora_dropout:
-            raise ValueError("lora_dropout must be 0 when lora_target_modules holds `experts`")
+        if self.adapter == "mixlora" and self.beta:
+            raise ValueError("beta must be 0 with a MixLoRA: TRL would load another whole model")
         return self
 
 
@@ -175,6 +223,9 @@ class ResumeSettings(RemoteSettings, DryRunSettings):
 
     run: str = Field("runs/latest", description="Run folder or checkpoint.")
     max_steps: Positive | None = Field(None, description="Train to this many steps in all.")
+    resume_steps: Positive | None = Field(
+        None, description="Train this many steps more than the checkpoint has (not max_steps)."
+    )
     save_steps: Positive | None = Field(None, description="Optimizer steps between checkpoints.")
     eval_steps: Positive | None = Field(None, description="Optimizer steps between evaluations.")
     report_to: Literal["none", "wandb", "trackio", "tensorboard"] | None = Field(

@@ -40,8 +40,13 @@ FREE = frozenset(
         "run_name",
         "output_dir",
         "resume",
+        "resume_steps",
         "allow_changes",
         "dry_run",
+        "modal",  # where it runs; the device is compared as a version
+        "gpu",
+        "nodes",
+        "detach",
         "encoding",  # how the table is read; what was read is compared by its hash
         "delimiter",
         "data",
@@ -51,8 +56,6 @@ FREE = frozenset(
         "model_identity",
     }
 )
-# The saved weights do not fit any other value of these.
-SHAPE = frozenset({"lora_r", "lora_target_modules"})
 
 
 class Pace:
@@ -120,21 +123,23 @@ def check_resumable(
     data_hash: str,
     world_size: int,
     base_hash: str | None = None,
+    shape: Collection[str] = (),
     allow_changes: bool = False,
 ) -> list[str]:
     """Refuse to go on where the result would not be exact; return the changes that were allowed.
 
     `new_settings` are in JSON form, as in config.json. Raises DataError for other data, ConfigError
-    for other settings, another base model or number of processes, each naming old and new.
+    for other settings, another base model or number of processes, each naming old and new. `shape`
+    names settings for which the saved weights fit no other value.
     """
     hint = "gptoss resume with --allow-changes goes on all the same, no longer exactly"
     old = run.settings
     changes: list[str] = []
     for name, (before, after) in changed_settings(old, new_settings).items():
-        if name in SHAPE:
+        if name in shape:
             raise ConfigError(
-                f"{name} was {before} when {run.path} began and is {after} now: the saved adapter "
-                "has another shape",
+                f"{name} was {before} when {run.path} began and is {after} now: what was "
+                "saved has another shape",
                 hint=f"leave {name} as it was, or start another run",
             )
         changes.append(f"{name} was {before} and is {after} now")

@@ -7,16 +7,13 @@ model, the tracker, and which checkpoints stay.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import gather_object, send_to_device
-from peft import PeftModel, get_peft_model
+from accelerate.utils import gather_object
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
@@ -28,34 +25,26 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gptoss_tools.core.completions import HarmonyTokens
-from gptoss_tools.core.publish import publish
 from gptoss_tools.core.stream import StepStream
-from gptoss_tools.errors import ConfigError, RunFolderError, TrainingError
-from gptoss_tools.models.lora import lora_config
+from gptoss_tools.errors import ConfigError, TrainingError
+from gptoss_tools.models.adapters import attach_adapter, auxiliary_losses
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training import masking
 from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
+from gptoss_tools.training.steady import SteadySaves
 
 __all__ = ["DecisionReward", "DecisionTrainer", "build_dataset", "make_config"]
 
-STATE_NAME = "rollout_state_{rank}.pt"
 
-
-class DecisionTrainer(GRPOTrainer):
+class DecisionTrainer(SteadySaves, GRPOTrainer):
     """Train `model` (a PEFT model, or a plain one for full fine-tuning) on `train_dataset`.
 
     `on_completions` gets one list of records per generation batch, on the main process only.
     Checkpoints are `step-000020` in `args.output_dir`; which of them stay is decided elsewhere.
     `allow_changes` lets a resume go on without the state that would make it exact.
     """
-
-    # Trainer declares these as unions of everything it can be given.
-    args: Any
-    model: Any
-    accelerator: Any
-    processing_class: Any
 
     def __init__(
         self,
@@ -75,7 +64,6 @@ class DecisionTrainer(GRPOTrainer):
         self.watch = InvalidWatch()
         self._keep = torch.ones(0, dtype=torch.bool)
         self._valid_rows_in_window = 0
-        self._restored: dict[str, Any] = {}
         generations = args.num_generations or 1
         prompts = args.per_device_train_batch_size * args.world_size // generations
         self.stream = StepStream(len(train_dataset), prompts, generations, args.seed)
@@ -97,10 +85,6 @@ class DecisionTrainer(GRPOTrainer):
             processing_class=tokenizer,
             callbacks=[*(callbacks or []), _Window(self)],
         )
-        if isinstance(model, PeftModel):
-            # PEFT would ask the Hub at every save whether the vocabulary has changed.
-            save = partial(model.save_pretrained, save_embedding_layers=False)
-            object.__setattr__(model, "save_pretrained", save)
         self.remove_callback(PrinterCallback)  # stdout belongs to results
         # generate() counts positions from the first real token, TRL's scoring counts the padding
         # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
@@ -121,14 +105,8 @@ class DecisionTrainer(GRPOTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> DecisionTrainer:
         """Put a new adapter on a base model and make its trainer; seed before, A is drawn here."""
-        adapter = lora_config(
-            r=settings.lora_r,
-            alpha=settings.lora_alpha,
-            dropout=settings.lora_dropout,
-            target_modules=settings.lora_target_modules,
-        )
         return cls(
-            model=get_peft_model(model, adapter),
+            model=attach_adapter(model, settings),
             args=args,
             train_dataset=dataset,
             tokenizer=tokenizer,
@@ -140,9 +118,6 @@ class DecisionTrainer(GRPOTrainer):
 
     def _send_telemetry(self) -> None:
         """Replaces TRL's usage ping: this program reports to nobody."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Replaces TRL's README at every save: the run folder describes itself."""
 
     def _get_train_sampler(self, dataset: datasets.Dataset | None = None) -> Sampler:
         """Replaces TRL's epoch shuffle: rows are a pure function of (seed, micro-step)."""
@@ -187,11 +162,19 @@ class DecisionTrainer(GRPOTrainer):
         return inputs
 
     def _compute_loss(self, model, inputs):
-        """Extends TRL's: apply that correction, and count the rows the optimizer step rests on."""
+        """Extends TRL's: apply that correction, and count the rows the optimizer step rests on.
+
+        A MixLoRA's own losses come on top, as TRL adds a router's: a mean over the micro-steps.
+        """
         loss = super()._compute_loss(model, inputs)
         if self.model.training:
             self._valid_rows_in_window += int(inputs["completion_mask"].any(dim=1).sum())
-        return loss * inputs["loss_scale"].to(loss) if "loss_scale" in inputs else loss
+        if "loss_scale" in inputs:
+            loss = loss * inputs["loss_scale"].to(loss)
+        for name, own in auxiliary_losses(self.accelerator.unwrap_model(model)).items():
+            loss = loss + own / self.current_gradient_accumulation_steps
+            self._metrics["train"][f"{name}_loss"].append(float(own.detach()))
+        return loss
 
     def _publish_records(self, records: list[Record]) -> None:
         """Number the records of a generation batch, all processes together, and pass them on.
@@ -212,76 +195,31 @@ class DecisionTrainer(GRPOTrainer):
         if self.on_completions is not None:
             self.on_completions(records)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """Extends TRL's: add the rollout state, and let the folder appear whole, as step-NNNNNN."""
-        name = f"step-{self.state.global_step:06d}"
-        home = Path(self.args.output_dir)
-        staging = home / f".tmp-save-{name}"  # one name on all processes
-        if self.accelerator.is_main_process:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.args.output_dir = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(home)
-        folder = staging / f"checkpoint-{self.state.global_step}"
-        torch.save(self._rollout_state(), folder / _state_name(self.args.process_index))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            publish(folder, home / name, step=self.state.global_step)
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+    def layout(self) -> list[int]:
+        """Extends the mixin's by what decides how rows meet generations."""
+        return [*super().layout(), self.args.steps_per_generation, self.args.num_iterations]
 
-    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        """Extends TRL's: restore what it does not save, so that a resume is exact at any step."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        path = Path(checkpoint) / _state_name(self.args.process_index)
-        fits = path.is_file()
-        if fits:
-            # Not map_location: a rank's device may be "cpu:0", which torch.load does not know.
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            state = send_to_device(loaded, self.args.device)
-            fits = state["layout"] == self._layout()
-        if not fits and not self.allow_changes:
-            raise RunFolderError(
-                f"{checkpoint} was not written by a run of this batch layout",
-                hint="use the same processes and batch settings, or --allow-changes",
-            )
-        if fits:
-            self._buffered_inputs = state["buffer"]
-            self._current_train_step_time = state["step_time"]
-            self.watch.load(state["watch"])
-            self._metrics["train"].update(state["metrics"])
-            self._restored = state["loss"]  # Trainer resets its own after this; see _Window
-
-    def _rollout_state(self) -> dict[str, Any]:
-        """Plain tensors and numbers: the generation buffer and everything not yet logged."""
+    def extra_state(self) -> dict[str, Any]:
+        """The generation buffer and everything not yet logged."""
         return {
-            "layout": self._layout(),
             "buffer": self._buffered_inputs,
             "step_time": self._current_train_step_time,
             "watch": self.watch.state(),
             "metrics": dict(self._metrics["train"]),
-            "loss": {
-                "_tr_loss": self._tr_loss,
-                "_total_loss_scalar": self._total_loss_scalar,
-                "_globalstep_last_logged": self._globalstep_last_logged,
-            },
         }
 
-    def _layout(self) -> list[int]:
-        args = self.args
-        return [
-            args.world_size,
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.steps_per_generation,
-            args.num_iterations,
-        ]
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back, so that a resume is exact at any step."""
+        self._buffered_inputs = state["buffer"]
+        self._current_train_step_time = state["step_time"]
+        self.watch.load(state["watch"])
+        self._metrics["train"].update(state["metrics"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """Extends the mixin's: TRL counts micro-steps by itself and forgets them."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
 
 
 class _Window(TrainerCallback):
@@ -290,12 +228,6 @@ class _Window(TrainerCallback):
     def __init__(self, trainer: DecisionTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Put back the running loss between two log lines, which Trainer has just reset."""
-        for name, value in self.trainer._restored.items():
-            setattr(self.trainer, name, value)
-        self.trainer._restored = {}
-
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Without a single valid row, leave weights and moments alone: Adam skips absent grads."""
         trainer = self.trainer
@@ -303,10 +235,6 @@ class _Window(TrainerCallback):
         trainer._valid_rows_in_window = 0
         if not int(trainer.accelerator.gather(count).sum()):
             trainer.model.zero_grad(set_to_none=True)
-
-
-def _state_name(rank: int) -> str:
-    return STATE_NAME.format(rank=rank)
 
 
 def _add_position_ids(module, args, kwargs):

@@ -12,21 +12,20 @@ import hashlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from huggingface_hub import constants as hub_constants
-from pydantic import ValidationError
 from transformers import GptOssConfig, PreTrainedTokenizerFast
 
-from gptoss_tools.core.claims import check_unused, next_free
+from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.data import DecisionTable, load_table
-from gptoss_tools.core.runs import Run, open_run
-from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError
+from gptoss_tools.core.runs import Run
+from gptoss_tools.errors import DataError, GptossError, MachineError
 from gptoss_tools.models.loading import (
     choose_attention,
     load_tokenizer,
@@ -43,37 +42,30 @@ from gptoss_tools.models.machine import (
     weight_type,
 )
 from gptoss_tools.models.snapshot import fingerprint
-from gptoss_tools.settings import ResumeSettings, TrainSettings
+from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
 from gptoss_tools.training.heldout import overlap
+from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.rewarding import DecisionReward
 from gptoss_tools.training.trackers import require_tracker
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before the model loads. `model` is resolved; the date in `settings` is set."""
+@dataclass(frozen=True, kw_only=True)
+class GrpoPrepared(Prepared):
+    """And the prompts as TRL reads them, with the held-out table where there is one."""
 
-    settings: TrainSettings
-    rows: int
-    dropped: int
-    data_hash: str
     dataset: Dataset
-    tokenizer: PreTrainedTokenizerFast
-    model: str
-    base_hash: str | None
-    world_size: int
-    is_main: bool
     held_out: DecisionTable | None = None
-    notes: list[str] = field(default_factory=list)
-    origins: dict[str, str] = field(default_factory=dict)  # where each setting comes from
-    command: str | None = None  # the command line
+
+    def facts(self) -> dict[str, Any]:
+        """How many rows the policy is measured on."""
+        return {"eval_data": None if self.held_out is None else {"rows": len(self.held_out)}}
 
 
 def prepare(
     settings: TrainSettings, *, cache_dir: Path | None = None, home: str | None = None
-) -> Prepared:
+) -> GrpoPrepared:
     """Check settings, machine and data, and read tables and tokenizer; write nothing.
 
     `home` is where the run began: relative paths that are not here are looked for there. Raises
@@ -81,8 +73,6 @@ def prepare(
     """
     hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # trl, datasets and transformers all look here
     state = join(settings.device)
-    if settings.resume is None and settings.output_dir is not None and home is None:
-        check_unused(Path(settings.output_dir))
     require_tracker(settings.report_to)
     _require_packages(settings.trainer)
     device = resolve_device(settings.device)
@@ -114,7 +104,7 @@ def prepare(
     held_out = _held_out(settings, home, tokenizer, config.max_position_embeddings)
     if held_out is not None and (shared := overlap(table.prompts, held_out)):
         notes.append(f"{shared} of {len(held_out)} held-out prompts are trained on as well")
-    return Prepared(
+    return GrpoPrepared(
         settings=settings,
         rows=len(table),
         dropped=dropped,
@@ -169,60 +159,12 @@ def data_hash(table: DecisionTable) -> str:
     return digest.hexdigest()
 
 
-def merged_settings(run: Run, changes: Mapping[str, Any]) -> TrainSettings:
-    """Return the settings `run` was last started with, `changes` laid over them.
-
-    Raises ConfigError for a run of another program version or for impossible changes.
-    """
-    own = {"output_dir", "resume", "allow_changes", "dry_run"}
-    place = changes.get("output_dir")
-    if place is not None and Path(place).resolve() != run.path.resolve():
-        raise ConfigError(
-            f"output_dir is {place}, but a resumed run stays in its own folder {run.path}",
-            hint="leave out --output-dir, or leave out --resume",
-        )
-    if not run.settings:
-        raise ConfigError(
-            f"{run.path} holds no run to go on with: config.json has no settings",
-            hint="name a run folder or one of its checkpoints",
-        )
-    wanted = {k: v for k, v in changes.items() if k not in own}
-    try:
-        return TrainSettings(**{**run.settings, **wanted})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise ConfigError(
-            f"{run.config_path}, {where}: {first['msg']}",
-            hint="the run was made by another version; start another run",
-        ) from error
-
-
-def resume_changes(settings: ResumeSettings) -> dict[str, Any]:
-    """Return what `settings` change in the run that goes on."""
-    names = ("max_steps", "save_steps", "eval_steps", "report_to")
-    return {n: v for n in names if (v := getattr(settings, n)) is not None}
-
-
-def plan(wanted: TrainSettings | ResumeSettings, explicit: Collection[str] = ()) -> dict[str, Any]:
-    """Say what `train` (with the same `explicit`) or `resume` would do; load and write nothing.
+def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, Any]:
+    """Say what training would do, `reached` steps into `run`; load and write nothing.
 
     Bytes are estimates for one process; `memory_bytes` is None where the model's shape is not known
     without the Hub. Raises as `prepare` where that can be told without the model.
     """
-    run, reached = None, 0
-    if isinstance(wanted, ResumeSettings):
-        run = open_run(wanted.run)
-        settings = merged_settings(run, resume_changes(wanted))
-    elif wanted.resume is not None:
-        run = open_run(wanted.resume)
-        settings = merged_settings(run, {name: getattr(wanted, name) for name in explicit})
-    else:
-        settings = wanted
-        if settings.output_dir is not None:
-            check_unused(Path(settings.output_dir))
-    if run is not None and (point := run.checkpoint()):
-        reached = point.step
     require_tracker(settings.report_to)
     table = _table(settings, run.config.get("cwd") if run else None)
     folder = run.path if run else Path(settings.output_dir or next_free())

@@ -23,7 +23,8 @@ from gptoss_tools.core.runs import Run
 from gptoss_tools.models.machine import resolve_device
 from gptoss_tools.models.survey import version_of
 from gptoss_tools.training.checkpoints import check_resumable
-from gptoss_tools.training.preparation import Prepared
+from gptoss_tools.training.method import Method
+from gptoss_tools.training.prepared import Prepared
 
 PACKAGES = (
     *("gptoss-tools", "torch", "transformers", "trl", "peft", "accelerate"),
@@ -32,14 +33,16 @@ PACKAGES = (
 STARTS = "starts.jsonl"
 
 
-def begin(prepared: Prepared) -> Run:
+def begin(method: Method, prepared: Prepared) -> Run:
     """Claim the run folder and write down what the run is; raises RunFolderError if it is taken."""
-    run = claim(prepared.settings.output_dir, config(prepared))
+    run = claim(prepared.settings.output_dir, config(method, prepared), prefix=method.prefix)
     write_json(run.path / "versions.json", versions(prepared.settings.device))
     return run
 
 
-def go_on(run: Run, prepared: Prepared, reached: int, allow_changes: bool) -> list[str]:
+def go_on(
+    run: Run, method: Method, prepared: Prepared, reached: int, allow_changes: bool
+) -> list[str]:
     """Check that `run` may go on with what is here now and bring its records up to date.
 
     Returns sentences the user should read. Raises as `checkpoints.check_resumable`.
@@ -52,6 +55,7 @@ def go_on(run: Run, prepared: Prepared, reached: int, allow_changes: bool) -> li
         world_size=prepared.world_size,
         base_hash=prepared.base_hash,
         allow_changes=allow_changes,
+        shape=method.shape,
     )
     now = versions(prepared.settings.device)
     before = run.versions
@@ -92,10 +96,10 @@ def count_start(run: Run, prepared: Prepared, reached: int) -> int:
     return segment
 
 
-def config(prepared: Prepared) -> dict[str, Any]:
+def config(method: Method, prepared: Prepared) -> dict[str, Any]:
     """Return the content of config.json: the resolved settings and what they applied to."""
     return {
-        "command": "train-grpo",
+        "command": method.command,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "cwd": os.getcwd(),
         "origins": prepared.origins,
@@ -127,7 +131,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
             "rows": prepared.rows,
             "dropped": prepared.dropped,
         },
-        "eval_data": None if prepared.held_out is None else {"rows": len(prepared.held_out)},
+        **prepared.facts(),
         "settings": prepared.settings.model_dump(mode="json"),
     }
 

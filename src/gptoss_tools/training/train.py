@@ -1,8 +1,8 @@
-"""train-grpo and resume: from settings to a run folder with an adapter.
+"""Every training, fresh or resumed: from settings to a run folder with what was trained.
 
 Everything that can be refused is refused before a weight loads, and nothing is left behind then.
 With several processes, rank 0 alone touches the run folder; the others learn its name from it.
-What happens once the model loads: `session`.
+What differs between the ways to train: `method`. What happens once the model loads: `sitting`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptoss_tools.core.claims import check_unused
 from gptoss_tools.core.publish import sweep
 from gptoss_tools.core.runs import Run, open_run
 from gptoss_tools.errors import ConfigError, RunFolderError
-from gptoss_tools.settings import ResumeSettings, TrainSettings
+from gptoss_tools.settings import ResumeSettings
 from gptoss_tools.training.checkpoints import schedule_note
 from gptoss_tools.training.flow import Interrupted
 from gptoss_tools.training.logs import log_file
+from gptoss_tools.training.method import method_for, method_of
 from gptoss_tools.training.outcome import Outcome
-from gptoss_tools.training.preparation import merged_settings, plan, prepare, resume_changes
 from gptoss_tools.training.ranks import from_main, join
 from gptoss_tools.training.records import begin, go_on, set_aside_newer
-from gptoss_tools.training.session import Notice, run_session
+from gptoss_tools.training.resuming import merged_settings, resume_changes
+from gptoss_tools.training.sitting import Notice, Sitting, run_sitting
 from gptoss_tools.training.tracking import Progress
 
 __all__ = ["Interrupted", "Outcome", "Progress", "plan", "resume", "train"]
 
 
 def train(
-    settings: TrainSettings,
+    settings: Any,
     *,
     explicit: Collection[str] = (),
     origins: Mapping[str, str] | None = None,
@@ -40,12 +42,13 @@ def train(
     on_notice: Notice | None = None,
     cache_dir: Path | None = None,
 ) -> Outcome:
-    """Train a new run, or go on with `settings.resume`; return where the adapter is.
+    """Train a new run, or go on with `settings.resume`; return where the result is.
 
-    `explicit` names the settings the user gave: with `resume` only these may differ from the run's
-    own. `origins` (where each setting comes from) and the `command` line are kept in the run
-    folder. Raises DataError, ConfigError, RunFolderError or MachineError before anything loads,
-    TrainingError afterwards, Interrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM.
+    `settings` are those of a method, TrainSettings for GRPO. `explicit` names the settings the user
+    gave: with `resume` only these may differ from the run's own. `origins` (where each setting
+    comes from) and the `command` line are kept in the run folder. Raises DataError, ConfigError,
+    RunFolderError or MachineError before anything loads, TrainingError afterwards, Interrupted
+    (a KeyboardInterrupt) on Ctrl-C or SIGTERM.
     """
     if settings.resume is not None:
         run = open_run(settings.resume)
@@ -53,24 +56,18 @@ def train(
         known = {name: (origins or {}).get(name, "given") for name in changes}
         told = Told(known, command, on_step, on_notice)
         return _go_on(run, changes, settings.allow_changes, told, cache_dir)
-    notice = _speaker(settings.device, on_notice)
-    prepared = prepare(settings, cache_dir=cache_dir)
+    method, notice = method_for(settings), _speaker(settings.device, on_notice)
+    if settings.output_dir is not None and join(settings.device).is_main_process:
+        check_unused(Path(settings.output_dir))
+    prepared = method.prepare(settings, cache_dir=cache_dir)
     prepared = replace(prepared, origins=dict(origins or {}), command=command)
     for note in prepared.notes:
         notice(note)
-    run = from_main(lambda: begin(prepared))
+    run = from_main(lambda: begin(method, prepared))
     notice(f"run folder {run.path}")
     with _held(run), _logged(run, notice):
-        return run_session(
-            run,
-            prepared,
-            None,
-            fresh=True,
-            allow_changes=False,
-            on_step=on_step,
-            notice=notice,
-            cache_dir=cache_dir,
-        )
+        sitting = Sitting(run, prepared, None, False, cache_dir, notice)
+        return run_sitting(method, sitting, fresh=True, on_step=on_step)
 
 
 def resume(
@@ -82,7 +79,7 @@ def resume(
     on_notice: Notice | None = None,
     cache_dir: Path | None = None,
 ) -> Outcome:
-    """Go on with a run where its newest complete checkpoint, or the named one, left off.
+    """Go on with a run of any method where its newest complete checkpoint, or the named one, ended.
 
     With the same `max_steps` the adapter ends with the bits of an uninterrupted run (on CPU); with
     another one the learning rate schedule is stretched, see `checkpoints`. Raises as `train`.
@@ -111,8 +108,10 @@ def _go_on(
     told: Told,
     cache_dir: Path | None,
 ) -> Outcome:
-    settings = merged_settings(run, changes)
-    state, notice = join(settings.device), _speaker(settings.device, told.on_notice)
+    method = method_of(run)
+    device = run.settings.get("device", "auto")
+    state, notice = join(device), _speaker(device, told.on_notice)
+    allow_changes = allow_changes or method.lenient
     with _held(run), _logged(run, notice):
         if state.is_main_process:
             sweep(run.path)
@@ -120,11 +119,12 @@ def _go_on(
         state.wait_for_everyone()
         point = from_main(run.checkpoint)
         reached = point.step if point else 0
+        settings = merged_settings(method, run, changes, reached)
         _check_room(run, settings, reached)
-        prepared = prepare(settings, cache_dir=cache_dir, home=run.config.get("cwd"))
+        prepared = method.prepare(settings, cache_dir=cache_dir, home=run.config.get("cwd"))
         prepared = replace(prepared, origins=told.origins, command=told.command)
         before = run.settings.get("max_steps", settings.max_steps)
-        notes = from_main(lambda: go_on(run, prepared, reached, allow_changes))
+        notes = from_main(lambda: go_on(run, method, prepared, reached, allow_changes))
         if note := schedule_note(before, settings.max_steps, reached, settings.lr_scheduler_type):
             notes.append(note)
         notes += from_main(lambda: set_aside_newer(run, reached))
@@ -133,16 +133,26 @@ def _go_on(
             notice(f"{path} was left out: files of it are missing or changed")
         for note in notes:
             notice(note)
-        return run_session(
-            run,
-            prepared,
-            point.path if point else None,
-            fresh=False,
-            allow_changes=allow_changes,
-            on_step=told.on_step,
-            notice=notice,
-            cache_dir=cache_dir,
+        sitting = Sitting(
+            run, prepared, point.path if point else None, allow_changes, cache_dir, notice
         )
+        return run_sitting(method, sitting, fresh=False, on_step=told.on_step)
+
+
+def plan(wanted: Any, explicit: Collection[str] = ()) -> dict[str, Any]:
+    """Say what `train` (with the same `explicit`) or `resume` would do; load and write nothing."""
+    resuming = isinstance(wanted, ResumeSettings)
+    target = wanted.run if resuming else wanted.resume
+    if not resuming and target is None:
+        if wanted.output_dir is not None:
+            check_unused(Path(wanted.output_dir))
+        return method_for(wanted).plan(wanted, None, 0)
+    run = open_run(target)
+    method, point = method_of(run), run.checkpoint()
+    given = {name: getattr(wanted, name) for name in explicit}
+    changes = resume_changes(wanted) if resuming else given
+    reached = point.step if point else 0
+    return method.plan(merged_settings(method, run, changes, reached), run, reached)
 
 
 def _speaker(device: str, on_notice: Notice | None) -> Notice:
@@ -152,7 +162,7 @@ def _speaker(device: str, on_notice: Notice | None) -> Notice:
     return on_notice
 
 
-def _check_room(run: Run, settings: TrainSettings, reached: int) -> None:
+def _check_room(run: Run, settings: Any, reached: int) -> None:
     """Refuse to go on where nothing is left to do."""
     if reached > settings.max_steps:
         raise ConfigError(

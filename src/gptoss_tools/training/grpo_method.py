@@ -1,0 +1,59 @@
+"""train-grpo as one of the ways to train: a decision table, groups, held-out regret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import set_seed
+
+from gptoss_tools.models.loading import load_model
+from gptoss_tools.settings import TrainSettings
+from gptoss_tools.training.grpo import DecisionTrainer, make_config
+from gptoss_tools.training.heldout import HeldOut
+from gptoss_tools.training.method import Method
+from gptoss_tools.training.preparation import GrpoPrepared, plan, prepare
+from gptoss_tools.training.sitting import Sitting
+from gptoss_tools.training.tracking import CompletionLog
+
+
+def build(sitting: Sitting) -> DecisionTrainer:
+    """Load the base, put a new adapter on it and make its trainer."""
+    run, settings, prepared = sitting.run, sitting.settings, sitting.prepared
+    assert isinstance(prepared, GrpoPrepared)
+    completions = None
+    if prepared.is_main and settings.log_completions:
+        path = Path(settings.completion_log_path or run.completions_path)
+        completions = CompletionLog(path, sitting.segment)
+    held_out = None
+    if prepared.held_out is not None:
+        held_out = HeldOut(run, prepared.held_out, settings)
+        sitting.callbacks.append(held_out)
+    model = load_model(
+        prepared.model,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        experts_implementation=settings.experts_implementation,
+        device=settings.device,
+        cache_dir=sitting.cache_dir,
+    )
+    # Trackers come as callbacks; `resume` may allow what the run's own settings did not.
+    silent = settings.model_copy(
+        update={"report_to": "none", "allow_changes": sitting.allow_changes}
+    )
+    rows = len(prepared.dataset)
+    set_seed(settings.seed)  # the adapter's first weights are drawn here
+    trainer = DecisionTrainer.build(
+        silent,
+        model=model,
+        tokenizer=prepared.tokenizer,
+        dataset=prepared.dataset,
+        args=make_config(silent, str(run.checkpoints_path), prepared.world_size, rows=rows),
+        on_completions=completions,
+        callbacks=sitting.callbacks,
+    )
+    if held_out is not None:
+        held_out.trainer = trainer
+    return trainer
+
+
+METHOD = Method("train-grpo", "grpo", TrainSettings, prepare, build, plan)
