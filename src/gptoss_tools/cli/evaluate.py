@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..console import align, out
@@ -9,6 +10,9 @@ from ..load import Loaded
 from ..settings import EvaluateSettings
 from .common import build_tiny_first, cache_dir
 from .options import command
+
+# Beside --tasks, the table's rows are asked only if one of these is given by hand.
+ABOUT_ROWS = {"data", "samples", "closed_loop"}
 
 
 @command(
@@ -20,6 +24,7 @@ from .options import command
         "gptoss evaluate runs/first --data data/heldout --samples 8",
         "gptoss evaluate runs/first --closed-loop 'series/*.csv'",
         "gptoss evaluate exports/first --compare-with openai/gpt-oss-20b",
+        "gptoss evaluate runs/first --tasks arc_easy,hellaswag --limit 500",
     ],
 )
 def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
@@ -27,28 +32,57 @@ def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
 
     Regret is what a decision loses against the best action, in the table's own unit. Beside the
     policy go its base model, the table's `baseline_*` columns, the uniform policy and the optimum.
+    With --tasks, tasks of lm-evaluation-harness run on the same loaded model instead, or as well.
     Interrupted, it goes on where it stopped.
     """
-    from ..evaluation.evaluate import evaluate as run
-    from ..evaluation.work import prepare
+    on_model = settings.model if "model" in loaded.explicit else None
+    work = tasks = None
+    if not settings.tasks or ABOUT_ROWS & loaded.explicit:
+        from ..evaluation.work import prepare
 
-    work = prepare(settings, settings.model if "model" in loaded.explicit else None)
+        work = prepare(settings, on_model)
+    if settings.tasks:
+        # lm-eval reads both: no processes of its own, which would die of our SIGTERM; no bars.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        if not out.verbose:
+            os.environ.setdefault("TQDM_DISABLE", "1")
+        from ..evaluation.task_work import prepare_tasks
+
+        tasks = prepare_tasks(settings, on_model)
+    asked: Any = work or tasks
     if settings.dry_run:
+        rows = work and {
+            "rows": len(work.table),
+            "series": len(work.series),
+            "answers": work.questions,
+        }
+        named = tasks and {"tasks": list(tasks.tasks.definitions), "limit": settings.limit}
         out.result(
-            {
-                "target": work.source.label,
-                "rows": len(work.table),
-                "series": len(work.series),
-                "answers": work.questions,
-                "out": work.folder,
-            }
+            {"target": asked.source.label, **(rows or {}), **(named or {}), "out": asked.folder}
         )
         return
-    for source in (work.source, work.base):
+    for source in (asked.source, asked.base):
         if source is not None:
             build_tiny_first(source.base)
-    out.notice(work.source.label)
-    with out.progress("answer", work.questions, every=settings.batch_size) as update:
+    out.notice(asked.source.label)
+    result, texts = {}, []
+    if work is not None:
+        result = _decide(work, loaded)
+        texts.append(_text(result))
+    if tasks is not None:
+        result = _solve(tasks, loaded)
+        texts.append(_tasks_text(result["tasks"]))
+    out.result(result, "\n".join([*texts, f"written to {asked.folder}"]))
+    run = asked.source.run
+    out.hint(f"gptoss report {run}" if run else "gptoss report")
+
+
+def _decide(work: Any, loaded: Loaded) -> dict[str, Any]:
+    from ..evaluation.evaluate import evaluate as run
+    from ..evaluation.task_results import keep_tasks, read_evaluation
+
+    before = read_evaluation(work.folder)
+    with out.progress("answer", work.questions, every=work.settings.batch_size) as update:
         result = run(
             work,
             on_progress=lambda done, total: update(done, total=total),
@@ -56,11 +90,23 @@ def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
             cache_dir=cache_dir(),
             command=loaded.line,
         )
-    out.result(result, _text(result, str(work.folder)))
-    out.hint(f"gptoss report {work.source.run}" if work.source.run else "gptoss report")
+    return keep_tasks(work.folder, before, result)
 
 
-def _text(result: dict[str, Any], folder: str) -> str:
+def _solve(tasks: Any, loaded: Loaded) -> dict[str, Any]:
+    from ..evaluation.task_work import evaluate_tasks
+
+    with out.progress("example", None, every=500) as update:
+        return evaluate_tasks(
+            tasks,
+            on_progress=lambda done, total: update(done, total=total),
+            on_notice=out.notice,
+            cache_dir=cache_dir(),
+            command=loaded.line,
+        )
+
+
+def _text(result: dict[str, Any]) -> str:
     regret, invalid = result["regret"], result["invalid"]
     rows = [
         {
@@ -99,7 +145,22 @@ def _text(result: dict[str, Any], folder: str) -> str:
             f"closed loop over {loop['n_series']} series from {loop['start_kwh']:g} kWh",
             align([{name: policy.get(name) for name in columns} for policy in loop["policies"]]),
         ]
-    return "\n".join([*lines, f"written to {folder}"])
+    return "\n".join(lines)
+
+
+def _tasks_text(found: dict[str, Any]) -> str:
+    rows = []
+    for name, task in found.items():
+        if task["part_of"] is not None:
+            continue
+        for metric, figures in task["metrics"].items():
+            row = {"task": name, "metric": metric, "n": task["n"]}
+            row |= {"policy": figures["policy"], "std. error": figures["stderr"]}
+            if any(one["base"] is not None for one in found.values()):
+                row |= {"base": figures["base"], "difference": figures["difference"]}
+                row |= {"its std. error": figures["difference_stderr"]}
+            rows.append(row)
+    return align(rows)
 
 
 def verdict(regret: dict[str, Any]) -> str:

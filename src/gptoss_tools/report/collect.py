@@ -37,6 +37,7 @@ class RunRecord:
 
     `decisions` are without their texts, which `worst` has: the rows that lost most, worst first.
     `asked` counts how often each action was the best one in training's prompts, {} if unknown.
+    `tasks` is evaluation.json's part of that name; a file that holds nothing else is no evaluation.
     """
 
     run: Run
@@ -47,6 +48,7 @@ class RunRecord:
     metrics: list[Row]
     starts: list[Row]
     evaluation: Row | None = None
+    tasks: Row = field(default_factory=dict)
     decisions: list[Row] = field(default_factory=list)
     worst: list[Row] = field(default_factory=list)
     closed_loop: list[Row] = field(default_factory=list)
@@ -142,6 +144,8 @@ def _read(run: Run, label: str) -> RunRecord:
     notes: list[str] = []
     place = run.evaluation_path
     decisions, worst = _decisions(place / "decisions.jsonl", notes)
+    evaluation = _evaluation(place / EVALUATION, run, notes)
+    tasks = dig(evaluation, "tasks")
     record = RunRecord(
         run=run,
         label=label,
@@ -150,7 +154,8 @@ def _read(run: Run, label: str) -> RunRecord:
         versions=run.versions,
         metrics=read_metrics(run.metrics_path),
         starts=list(_lines(run.path / "starts.jsonl", notes)),
-        evaluation=_evaluation(place / EVALUATION, run, notes),
+        evaluation=None if tasks and "regret" not in (evaluation or {}) else evaluation,
+        tasks=tasks if isinstance(tasks, dict) else {},
         decisions=decisions,
         worst=worst,
         closed_loop=list(_lines(place / "closed_loop.jsonl", notes)),

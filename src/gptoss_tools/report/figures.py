@@ -1,14 +1,14 @@
 """Which sections a report has, from top to bottom, and what says so where one is empty.
 
-Each section function takes all runs and returns a Section; to add one, write it and name it in
-SECTIONS.
+Each section function takes all runs and returns a Section, None where it has nothing to say; to add
+one, write it and name it in SECTIONS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gptoss_tools.report import curves, decisions, heldout, loop, maps, ranking, tables
+from gptoss_tools.report import curves, decisions, heldout, loop, maps, ranking, tables, tasks
 from gptoss_tools.report.collect import RunRecord
 from gptoss_tools.report.parts import Panel, Section, Table
 
@@ -100,14 +100,16 @@ def mistakes(records: Records) -> Section:
     return Section("mistakes", "Mistakes", lead, drawn, columns, missing=missing)
 
 
-SECTIONS: tuple[Callable[[Records], Section], ...] = (
+SECTIONS: tuple[Callable[[Records], Section | None], ...] = (
     *(regret, answers, actions, calendar, closed_loop, reward, health, mistakes),
+    tasks.section,
 )
 
 
 def sections(records: Records) -> list[Section]:
     """Return the sections with figures; the worst decisions and the settings follow in the page."""
-    return [make(records) for make in SECTIONS]
+    made = [make(records) for make in SECTIONS]
+    return [section for section in made if section is not None]
 
 
 def _tables(make: Callable[[RunRecord, int], Table | None], records: Records) -> list[Table]:

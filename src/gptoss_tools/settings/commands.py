@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gptoss_tools.settings.groups import (
     ActionSettings,
@@ -126,7 +126,18 @@ class EvaluateSettings(
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
     data: list[str] = Field(["data/heldout"], description="Tables with values for every action.")
-    compare: bool = Field(True, description="Let a base model answer the same rows.")
+    tasks: list[str] = Field(
+        [],
+        description="Tasks of lm-evaluation-harness, separated by commas (extra `eval`). The "
+        "tables are then evaluated only if --data, --samples or --closed-loop is given too.",
+    )
+    limit: Positive | None = Field(
+        None, description="Examples per task, the first ones (default: all)."
+    )
+    task_folder: str | None = Field(
+        None, description="Folder with task definitions of one's own (YAML)."
+    )
+    compare: bool = Field(True, description="Let a base model answer the same rows and tasks.")
     compare_with: str | None = Field(
         None, description="That model (default: the adapter's own base)."
     )
@@ -142,6 +153,18 @@ class EvaluateSettings(
     out: str | None = Field(
         None, description="Folder to write (default: RUN/evaluation, or evaluations/NAME)."
     )
+
+    @field_validator("tasks")
+    @classmethod
+    def _apart(cls, tasks: list[str]) -> list[str]:
+        names = [name.strip() for given in tasks for name in given.split(",")]
+        return list(dict.fromkeys(name for name in names if name))
+
+    @model_validator(mode="after")
+    def _of_tasks(self) -> EvaluateSettings:
+        if not self.tasks and (self.limit is not None or self.task_folder is not None):
+            raise ValueError("`limit` and `task_folder` are about tasks: name some with --tasks")
+        return self
 
 
 class ReportSettings(OverwriteSettings):
