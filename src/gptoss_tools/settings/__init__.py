@@ -40,9 +40,15 @@ from gptoss_tools.settings.groups import (
     Share,
     TableSettings,
 )
+from gptoss_tools.settings.pretrain import (
+    NewModelSettings,
+    PretrainSettings,
+    SampleSettings,
+)
 from gptoss_tools.settings.remote import RemoteSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
+    CompletionLogSettings,
     GrpoLossSettings,
     HeldOutSettings,
     LoggingSettings,
@@ -62,6 +68,7 @@ __all__ = [
     "AtLeastZero",
     "CalcRewardSettings",
     "CheckDataSettings",
+    "CompletionLogSettings",
     "ConvertHarmonySettings",
     "DecodingSettings",
     "DemoSettings",
@@ -79,10 +86,12 @@ __all__ = [
     "LossType",
     "MakeDatasetSettings",
     "ModelSettings",
+    "NewModelSettings",
     "OptimizerSettings",
     "OverwriteSettings",
     "PlantSettings",
     "Positive",
+    "PretrainSettings",
     "PromptSettings",
     "RemoteSettings",
     "ReportSettings",
@@ -90,6 +99,7 @@ __all__ = [
     "RolloutSettings",
     "RunSettings",
     "RunsSettings",
+    "SampleSettings",
     "Seed",
     "Settings",
     "Share",

@@ -157,6 +157,15 @@ class HeldOutSettings(Settings):
     eval_batch_size: Positive = Field(32, description="Held-out prompts decoded together.")
 
 
+class CompletionLogSettings(Settings):
+    """What a run keeps of the answers it trains on."""
+
+    log_completions: bool = Field(True, description="Write completions.csv.")
+    completion_log_path: str | None = Field(
+        None, description="Where completions go (default: completions.csv in the run folder)."
+    )
+
+
 class LoggingSettings(Settings):
     """What a run writes beside its weights."""
 
@@ -165,10 +174,6 @@ class LoggingSettings(Settings):
         None, description="Keep only this many newest checkpoints (default: all)."
     )
     logging_steps: Positive = Field(1, description="Optimizer steps between metric records.")
-    log_completions: bool = Field(True, description="Write completions.csv.")
-    completion_log_path: str | None = Field(
-        None, description="Where completions go (default: completions.csv in the run folder)."
-    )
     report_to: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
         "none", description="Experiment tracker."
     )
@@ -191,6 +196,7 @@ class TrainSettings(
     RemoteSettings,
     RunSettings,
     HeldOutSettings,
+    CompletionLogSettings,
     LoggingSettings,
     GrpoLossSettings,
     OptimizerSettings,
