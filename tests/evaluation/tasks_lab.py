@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from gptoss_tools.evaluation.policy import Policy
 from gptoss_tools.models.loading import load_model
+from gptoss_tools.models.mixlora import MixLoraConfig, attach, save
 
 QUESTIONS = [
     {"question": f"load {40 + 7 * hour} kW, hour {hour}", "choices": ["[0]", "[1]", "[2]", "[3]"]}
@@ -87,8 +88,22 @@ def random_lora(base: Path, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = get_peft_model(load_model(base), LoraConfig(r=4, target_modules="all-linear"))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
+        _randomise(model)
     model.save_pretrained(folder)
     return folder
+
+
+def random_mixlora(base: Path, folder: Path) -> Path:
+    """MixLoRA on attention and experts, its B large and random."""
+    model = load_model(base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        _randomise(attach(model, MixLoraConfig(num_experts=4, top_k=2)))
+    save(model, folder)
+    return folder
+
+
+def _randomise(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)

@@ -173,10 +173,3 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(gptoss, untrained, 
     plan = json.loads(text)
     assert code == 0 and plan["tasks"] == ["levels", "endings"] and plan["limit"] == 5
     assert "rows" not in plan and not Path("ev").exists()
-
-
-def test_tasks_may_be_separated_by_commas_or_repeated_and_a_limit_needs_them():
-    assert EvaluateSettings(tasks=["a, b", "c", "a,"]).tasks == ["a", "b", "c"]
-    for name, value in (("limit", 5), ("task_folder", "here")):
-        with pytest.raises(ValueError, match="are about tasks: name some with --tasks"):
-            EvaluateSettings.model_validate({name: value})

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
 
 import pytest
-from tasks_lab import QUESTIONS, log_likelihood, random_lora, write_tasks
+from tasks_lab import QUESTIONS, log_likelihood, random_lora, random_mixlora, write_tasks
 
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.evaluation.policy import Policy, load_policy
 from gptoss_tools.evaluation.task_results import beside
 from gptoss_tools.evaluation.tasks import Tasks, run_tasks
+from gptoss_tools.settings import EvaluateSettings
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs pip install 'gptoss-tools[eval]'"
@@ -71,25 +74,18 @@ def test_a_merged_export_has_the_adapters_figures(tiny, adapter, folder, gptoss)
 
 @needs_lm_eval
 @pytest.mark.slow
-def test_a_mixlora_is_active_too_and_can_be_put_aside(tiny, folder):
-    import torch
-
-    from gptoss_tools.models.mixlora import MixLoraConfig, attach
-
-    base = load_policy(tiny)
-    plain = by_lm_eval(base, folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        handle = attach(base.model, MixLoraConfig(num_experts=4, top_k=2))
-        for name, parameter in handle.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
-    base.model.eval()
-    right, lls = by_hand(base)
-    assert by_lm_eval(base, folder) == (right, pytest.approx(lls, abs=1e-4))
-    assert min(abs(a - b) for a, b in zip(lls, plain[1], strict=True)) > 1
-    with handle.disabled():
-        assert by_lm_eval(base, folder) == (plain[0], pytest.approx(plain[1], abs=1e-4))
+def test_a_mixlora_is_active_and_put_aside_for_its_base(tiny, folder, tmp_path, gptoss):
+    adapter = random_mixlora(tiny, tmp_path / "mixlora")
+    policy, base = load_policy(adapter), load_policy(tiny)
+    right, lls = by_hand(policy)
+    assert by_lm_eval(policy, folder) == (right, pytest.approx(lls, abs=1e-4))
+    line = ("evaluate", adapter, "--tasks", "endings", "--task-folder", folder, "--json")
+    code, text, error = gptoss(*line)
+    assert code == 0, error
+    figures = json.loads(text)["tasks"]["endings"]["metrics"]["perplexity"]
+    for name, value in (("policy", lls), ("base", by_hand(base)[1])):
+        assert math.log(figures[name]) == pytest.approx(-sum(value) / 12, abs=1e-4)
+    assert abs(math.log(figures["policy"] / figures["base"])) > 1
 
 
 @needs_lm_eval
@@ -189,3 +185,10 @@ def test_a_missing_lm_eval_names_the_extra(monkeypatch):
 def test_a_task_folder_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="`task_folder` = 'nowhere' is not a folder"):
         Tasks(["levels"], "nowhere")
+
+
+def test_tasks_may_be_separated_by_commas_or_repeated_and_a_limit_needs_them():
+    assert EvaluateSettings(tasks=["a, b", "c", "a,"]).tasks == ["a", "b", "c"]
+    for name, value in (("limit", 5), ("task_folder", "here")):
+        with pytest.raises(ValueError, match="are about tasks: name some with --tasks"):
+            EvaluateSettings.model_validate({name: value})
