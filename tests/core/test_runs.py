@@ -165,6 +165,21 @@ def test_the_adapter_is_the_final_one_unless_a_checkpoint_is_newer(tmp_path):
     assert run.adapter().step == 40 and not run.adapter().final
 
 
+def test_a_run_that_trained_a_whole_model_has_that_and_no_adapter(tmp_path):
+    run = claim(None, {}, tmp_path, "pretrain")
+    assert run.path == tmp_path / "pretrain-001" and run.model() is None
+    for step, place in ((20, run.checkpoint_path_for(20)), (30, run.model_path)):
+        staging = run.path / ".tmp-model"
+        staging.mkdir()
+        (staging / "config.json").write_text('{"model_type": "gpt2"}')
+        publish(staging, place, step=step)
+        assert run.model() == place
+    with pytest.raises(RunFolderError, match="trained the whole model"):
+        run.adapter()
+    selected = open_run(run.checkpoint_path_for(20))
+    assert selected.path == run.path and selected.selected == run.checkpoint_path_for(20)
+
+
 def test_an_adapter_folder_of_no_run_is_opened_too(tmp_path):
     (tmp_path / "lone").mkdir()
     (tmp_path / "lone" / "adapter_config.json").write_text("{}")

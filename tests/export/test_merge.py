@@ -186,6 +186,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
     ("break_it", "error", "words"),
     [
         (lambda a: edit_config(a, peft_type="LOHA"), ConfigError, "only LoRA"),
+        (lambda a: edit_config(a, peft_type="MIXLORA"), ConfigError, "depends on the token"),
         (lambda a: edit_config(a, init_lora_weights="pissa"), ConfigError, "pissa"),
         (lambda a: edit_config(a, fan_in_fan_out=True), ConfigError, "transposed"),
         (lambda a: edit_config(a, trainable_token_indices=[1]), ConfigError, "token"),

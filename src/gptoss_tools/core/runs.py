@@ -158,6 +158,10 @@ class Run:
             step = point.step if point else (read_manifest(self.selected) or {}).get("step")
             label = f"checkpoint of step {step}" if point else "adapter"
             return Adapter(self.selected, step, point is None, f"{label} in {self.selected}")
+        if (whole := self.model()) is not None:
+            raise RunFolderError(
+                f"{self.path} trained the whole model, not an adapter", hint=f"use {whole} itself"
+            )
         newest = self.checkpoints()[-1] if self.checkpoints() else None
         if (self.adapter_path / "adapter_config.json").is_file():
             step = (read_manifest(self.adapter_path) or {}).get("step")

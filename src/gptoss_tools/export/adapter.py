@@ -139,6 +139,12 @@ def _take(news: dict[str, TensorRef], name: str, target: TensorRef) -> TensorRef
 
 def _refuse(config: dict[str, Any], folder: Path) -> None:
     kind = str(config.get("peft_type"))
+    if kind == "MIXLORA":
+        raise ConfigError(
+            f"{folder} is a MixLoRA: which of its experts act depends on the token, so no weights "
+            "can hold it",
+            hint=f"use it unmerged: gptoss generate {folder}",
+        )
     if kind != "LORA":
         raise ConfigError(f"{folder} is a {kind} adapter; only LoRA can be merged")
     for key, reason in _REFUSED.items():
