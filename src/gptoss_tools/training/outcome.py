@@ -67,7 +67,7 @@ def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcom
     tenth = max(1, len(records) // 10)
 
     def ends(name: str) -> tuple[float | None, float | None]:
-        values = [r.get(name) for r in records]
+        values = [r[name] for r in records if name in r]  # not those of evaluations alone
         return _mean(values[:tenth]), _mean(values[-tenth:])
 
     def measured(name: str) -> list[float]:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from gptoss_tools.core.publish import publish
 from gptoss_tools.errors import RunFolderError
 from gptoss_tools.models.adapters import restore_mixlora, save_trained
+from gptoss_tools.models.loading import quiet
 from gptoss_tools.models.mixlora import is_mixlora
 
 STATE_NAME = "rollout_state_{rank}.pt"
@@ -57,7 +58,8 @@ class SteadySaves:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Replaces Trainer's: an adapter alone where there is one, a loadable layout otherwise."""
         folder = Path(output_dir or self.args.output_dir)
-        save_trained(self.model, folder, state_dict)
+        with quiet():
+            save_trained(self.model, folder, state_dict)
         self.processing_class.save_pretrained(str(folder))
         torch.save(self.args, folder / "training_args.bin")
 

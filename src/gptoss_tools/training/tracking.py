@@ -97,7 +97,7 @@ class Metrics(TrainerCallback):
         """Write the record of this step; the summary at the end of training is no step."""
         if not logs or "train_runtime" in logs:
             return
-        if "eval_regret" in logs:
+        if "eval_regret" in logs or "eval_loss" in logs:
             self._evaluated(state, logs)
             return
         record = self._record(state, logs)
@@ -108,7 +108,7 @@ class Metrics(TrainerCallback):
 
     def _evaluated(self, state, logs: Mapping[str, Any]) -> None:
         """Write the figures of held-out rows; the time they took is not the step's."""
-        self.regret = number(logs["eval_regret"])
+        self.regret = number(logs.get("eval_regret"))
         self.last += logs.get("eval_seconds", 0.0)
         record = {"step": state.global_step, "segment": self.segment}
         self._write(record | {name.replace("/", "_"): number(v) for name, v in logs.items()})
