@@ -80,8 +80,8 @@ def evaluate(
         if on_progress is not None:
             on_progress(min(done, work.questions), work.questions)
 
-    with _folder(work) as folder:
-        plan, base_sha = _plan(work, cache_dir)
+    with folder_of(work) as folder:
+        plan, base_sha = plan_of(work, cache_dir)
         journal = Journal(folder, plan)
         if len(journal):
             notice(f"{len(journal)} answers are in {folder / JOURNAL} already")
@@ -138,11 +138,11 @@ def _ask_everyone(
 ) -> Answers:
     """Put every question to the base and to the policy; two models are never held at once."""
     settings, table = work.settings, work.table
-    load = _loader(work.source, settings, cache_dir)
+    load = loader_of(work.source, settings, cache_dir)
     base, base_rows = None, None
     if work.base is not None:
         apart = work.base is not work.source
-        own = _loader(work.base, settings, cache_dir) if apart else load
+        own = loader_of(work.base, settings, cache_dir) if apart else load
         base = Interview(f"base {base_sha[:12]}", own, journal, settings, tick, bare=not apart)
         base_rows = base.rows(table)
         if apart:
@@ -175,7 +175,7 @@ def _drive(work: Work, interviews: dict[str, Interview]) -> closed_loop.LoopResu
     )
 
 
-def _plan(work: Work, cache_dir: Path | None) -> tuple[dict[str, Any], str]:
+def plan_of(work: Work, cache_dir: Path | None) -> tuple[dict[str, Any], str]:
     """Return what the journal depends on, and the hash of the base's weights ("" without one)."""
     settings, table = work.settings, work.table
 
@@ -198,7 +198,7 @@ def _plan(work: Work, cache_dir: Path | None) -> tuple[dict[str, Any], str]:
 
 
 @contextlib.contextmanager
-def _folder(work: Work) -> Iterator[Path]:
+def folder_of(work: Work) -> Iterator[Path]:
     """Make and hold the folder; with `overwrite`, remove what an older evaluation left in it."""
     folder = work.folder
     if folder.exists() and not folder.is_dir():
@@ -218,7 +218,7 @@ def _folder(work: Work) -> Iterator[Path]:
         yield folder
 
 
-def _loader(source: Source, settings: EvaluateSettings, cache_dir: Path | None) -> Any:
+def loader_of(source: Source, settings: EvaluateSettings, cache_dir: Path | None) -> Any:
     @functools.cache
     def load() -> Policy:
         return load_policy(

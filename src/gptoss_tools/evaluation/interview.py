@@ -17,6 +17,7 @@ from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.evaluation.journal import Journal
 from gptoss_tools.evaluation.metrics import Choices
 from gptoss_tools.evaluation.policy import Answer, Policy
+from gptoss_tools.models.adapters import without_adapter
 from gptoss_tools.settings import EvaluateSettings
 
 Tick = Callable[[int], None]
@@ -89,7 +90,7 @@ class Interview:
             decoding = decoding.model_copy(
                 update={"sample": True, "seed": (decoding.seed + 1 + draw) % 2**32}
             )
-        aside = policy.model.disable_adapter() if self.bare else contextlib.nullcontext()
+        aside = without_adapter(policy.model) if self.bare else contextlib.nullcontext()
         with aside:
             yield from policy.answer(
                 prompts,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
 
 from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.publish import write_json
@@ -26,16 +24,16 @@ from gptoss_tools.evaluation.evaluate import (
     EVALUATION,
     LOOP,
     PACKAGES,
-    _folder,
-    _loader,
-    _plan,
+    folder_of,
+    loader_of,
+    plan_of,
 )
 from gptoss_tools.evaluation.journal import NAME as JOURNAL
 from gptoss_tools.evaluation.sources import Source, find_source
 from gptoss_tools.evaluation.task_results import NAME, Finished, beside, read_evaluation
 from gptoss_tools.evaluation.tasks import Tasks
-from gptoss_tools.evaluation.work import Work, _base, default_folder
-from gptoss_tools.models.mixlora import handle_of
+from gptoss_tools.evaluation.work import Work, base_source, default_folder
+from gptoss_tools.models.adapters import without_adapter
 from gptoss_tools.models.survey import version_of
 from gptoss_tools.settings import EvaluateSettings
 from gptoss_tools.tes.plant import Plant
@@ -76,7 +74,7 @@ def prepare_tasks(settings: EvaluateSettings, on_model: str | None = None) -> Ta
     return TaskWork(
         settings=settings,
         source=source,
-        base=_base(settings, source),
+        base=base_source(settings, source),
         tasks=Tasks(settings.tasks, settings.task_folder),
         folder=Path(settings.out) if settings.out else default_folder(source, settings.target),
     )
@@ -98,8 +96,8 @@ def evaluate_tasks(
     # Overwriting tasks leaves the answers to the tables' rows alone.
     settings = work.settings.model_copy(update={"overwrite": False})
     alone = Work(settings, work.source, work.base, NO_ROWS, None, [], Plant(), work.folder)
-    with _folder(alone) as folder:
-        plan, base_sha = _plan(alone, cache_dir)
+    with folder_of(alone) as folder:
+        plan, base_sha = plan_of(alone, cache_dir)
         models = [_Model("policy", plan["policy_sha256"], work.source)]
         if work.base is not None:
             models.append(_Model("base", base_sha, work.base, bare=work.base is work.source))
@@ -152,14 +150,14 @@ def _run(
             load = None
             gc.collect()
             torch.cuda.empty_cache()  # else its memory would not count as free
-            load = _loader(model.source, settings, cache_dir)
+            load = loader_of(model.source, settings, cache_dir)
         notice(f"task {name}, {model.name}: {sizes[place]} examples")
 
         def share(done: float, place: int = place) -> None:
             if on_progress is not None:
                 on_progress(sum(sizes[:place]) + int(done * sizes[place]), sum(sizes))
 
-        with _without_adapter(load().model) if model.bare else contextlib.nullcontext():
+        with without_adapter(load().model) if model.bare else contextlib.nullcontext():
             rows = loaded[name].run(
                 load(),
                 limit=settings.limit,
@@ -181,9 +179,3 @@ def _claim(folder: Path, sha: str, overwrite: bool) -> None:
         )
     for name in (JOURNAL, EVALUATION, DECISIONS, LOOP, NAME):
         (folder / name).unlink(missing_ok=True)
-
-
-def _without_adapter(model: Any) -> AbstractContextManager[Any]:
-    if isinstance(model, PeftModel):
-        return model.disable_adapter()
-    return handle_of(model).disabled()

@@ -80,7 +80,7 @@ def prepare(settings: EvaluateSettings, on_model: str | None = None) -> Work:
     return Work(
         settings=settings,
         source=source,
-        base=_base(settings, source),
+        base=base_source(settings, source),
         table=table,
         episodes=episodes_of(table, settings.episode_column),
         series=series,
@@ -139,7 +139,7 @@ def _index(cell: Any, n_actions: int, where: str, column: str) -> int:
     return int(number)
 
 
-def _base(settings: EvaluateSettings, source: Source) -> Source | None:
+def base_source(settings: EvaluateSettings, source: Source) -> Source | None:
     """Return what to compare with: the source itself, its adapter put aside, or another model."""
     if not settings.compare:
         return None

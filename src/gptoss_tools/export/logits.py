@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from gptoss_tools.core.harmony import render
 from gptoss_tools.errors import MachineError
 from gptoss_tools.export.record import LogitGap
+from gptoss_tools.models.adapters import without_adapter
 from gptoss_tools.models.loading import load_model, load_tokenizer, load_with_adapter
 
 _PROMPTS = (
@@ -31,7 +32,7 @@ def compare_logits(folder: Path, base_dir: Path, adapter_dir: Path) -> LogitGap:
         ids = _prompt_ids(folder)
         model: Any = load_with_adapter(base_dir, adapter_dir, **options)
         unmerged = _logits(model, ids)
-        with model.disable_adapter():
+        with without_adapter(model):
             before = _logits(model, ids)
         del model
         after = _logits(load_model(folder, **options), ids)

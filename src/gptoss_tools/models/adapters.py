@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def auxiliary_losses(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the adapter's own weighted losses of the last training forward; mostly none."""
     handle = getattr(model, "mixlora", None)
     return handle.losses() if handle is not None else {}
+
+
+def without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """Let `model` answer as its base does, inside a `with` block."""
+    return model.mixlora.disabled() if hasattr(model, "mixlora") else model.disable_adapter()
 
 
 def is_adapter(model: Any) -> bool:
