@@ -47,6 +47,7 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "verify-export": declared.VerifyExportSettings,
     "runs": declared.RunsSettings,
     "report": declared.ReportSettings,
+    "pipeline": declared.PipelineSettings,
     "demo": declared.DemoSettings,
     "doctor": declared.DoctorSettings,
 }
@@ -59,6 +60,7 @@ class Loaded(Generic[S]):
     settings: S
     origins: dict[str, str] = field(default_factory=dict)
     line: str = ""  # the command line as it was typed
+    config: str | None = None  # --config
 
     @property
     def explicit(self) -> set[str]:
@@ -96,7 +98,7 @@ def load(
         built = model(**values)
     except ValidationError as error:
         raise _readable(error, values, origins) from None
-    return Loaded(built, {n: origins.get(n, "default") for n in model.model_fields})
+    return Loaded(built, {n: origins.get(n, "default") for n in model.model_fields}, config=config)
 
 
 def near_miss(name: str, known: list[str], cutoff: float = 0.75) -> str | None:

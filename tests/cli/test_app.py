@@ -9,7 +9,10 @@ import pytest
 from gptoss_tools.cli.app import COMMANDS, load_command
 from gptoss_tools.load import COMMAND_SETTINGS
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "numpy", "pydantic_settings")
+HEAVY = (
+    *("torch", "transformers", "trl", "peft", "datasets", "pandas", "numpy"),
+    *("pydantic_settings", "modal"),
+)
 
 
 @pytest.mark.parametrize("arguments", [["-h"], *([name, "-h"] for name in COMMANDS)])
@@ -36,6 +39,7 @@ def test_every_command_shows_examples_and_its_row_is_its_docstring(gptoss, name)
 def test_commands_that_write_or_train_have_a_dry_run():
     writing = {
         "demo",
+        "pipeline",
         "make-dataset",
         "convert-harmony",
         "calc-reward",

@@ -41,6 +41,7 @@ class StandIn(ModalClientBase):
         self.contents: dict[str, bytes] = {}
         self.mounted: list[str] = []
         self.called = ""
+        self.answers: list[dict[str, Any]] = []  # what the next calls answer, instead of running
         self.output: bytes | None = None
         self.logs: list[str] = []
         self.lines: list[tuple[str, ...]] = []
@@ -160,6 +161,7 @@ class StandIn(ModalClientBase):
         args, _ = deserialize(item.input.args, None)
         self.lines.append(args)
         self.called = request.function_id.removeprefix("fu-")
+        self.output = serialize(self.answers.pop(0)) if self.answers else None
         taken = api.FunctionPutInputsResponseItem(idx=0, input_id="in-1", input_jwt="jwt")
         return api.FunctionMapResponse(function_call_id="fc-1", pipelined_inputs=[taken])
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import remote_lab
 from grpclib import GRPCError, Status
-from modal._serialization import serialize
 from modal_proto import api_pb2 as api
 from modal_stand_in import Server, StandIn
 
@@ -87,7 +86,7 @@ def test_the_exit_code_there_is_the_exit_code_here(modal_server, table, tmp_path
 
 def test_a_json_result_is_the_only_thing_on_standard_output(modal_server, table, tmp_path):
     answer = {"exit_code": 0, "stdout": "as it came", "result": {"steps": 3}, "run": "runs/x"}
-    modal_server.stand_in.output = serialize(answer)
+    modal_server.stand_in.answers.append(answer)
     done = remote_lab.gptoss(*FLAGS, "--json", cwd=tmp_path, **modal_server.environment)
     assert remote_lab.document(done) == {"steps": 3}
     assert "App completed" in done.stderr

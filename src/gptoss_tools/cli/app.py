@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Measure a policy on held-out decisions, with intervals and baselines.",
     "export": "Merge an adapter into its base checkpoint, for serving.",
     "verify-export": "Check an export: structure, bytes against its base, values.",
+    "pipeline": "Prepare, train, evaluate, log, export: what is not done yet.",
     "runs": "List runs: state, steps, held-out regret, size.",
     "report": "Make one HTML page that shows what runs learned.",
     "config": "Show every setting of a command and where its value comes from.",
@@ -129,7 +130,8 @@ def _carry_out(request) -> int:
     spec = request.command
     try:
         loaded = load(spec.settings, spec.name, flags=request.flags, config=request.config)
-        if getattr(loaded.settings, "modal", False):
+        # A pipeline runs here and sends its stages.
+        if getattr(loaded.settings, "modal", False) and spec.name != "pipeline":
             from .on_modal import run_on_modal
 
             return run_on_modal(request, loaded)

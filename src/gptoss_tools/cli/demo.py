@@ -6,24 +6,19 @@ compares the greedy policy on held-out episodes with rules, dice and the optimum
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..console import align, out
-from ..core.history import read_metrics
-from ..errors import GptossError, RunFolderError
+from ..errors import RunFolderError
 from ..load import Loaded
 from ..settings import DemoSettings
 from .evaluate import interval, verdict
 from .options import command
+from .stages import Stages
 
 TRAIN_EPISODES, HELDOUT_EPISODES = 48, 12
 HELDOUT_SEED = 1000  # added to the seed: no episode is in both tables
@@ -64,53 +59,6 @@ logging_steps = 1
 """
 
 
-class Stages:
-    """Runs command lines one after another and remembers how long each took."""
-
-    def __init__(self, config: Path) -> None:
-        self.config = config
-        self.seconds: dict[str, float] = {}
-
-    def run(self, stage: str, *arguments: str) -> dict[str, Any]:
-        """Run `gptoss ARGUMENTS --json`; return its document. Raises GptossError if it fails."""
-        line, started = self._announce(arguments)
-        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, env=_environment())
-        self._account(stage, started)
-        if done.returncode:
-            raise GptossError(
-                f"`gptoss {shlex.join(arguments)}` ended with exit code {done.returncode}"
-            )
-        return json.loads(done.stdout)
-
-    def kill_at(self, stage: str, step: int, metrics: Path, *arguments: str) -> int:
-        """Run a training and kill it without warning once `step` is done; return the step."""
-        line, started = self._announce(arguments)
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, env=_environment())
-        try:
-            while process.poll() is None and _steps(metrics) < step:
-                time.sleep(0.05)
-        finally:
-            process.kill()
-            process.wait()
-        self._account(stage, started)
-        reached = _steps(metrics)
-        if reached < step:
-            raise GptossError(f"`gptoss {shlex.join(arguments)}` stopped at step {reached}")
-        out.notice(f"killed (SIGKILL) after step {reached}")
-        return reached
-
-    def _announce(self, arguments: Sequence[str]) -> tuple[list[str], float]:
-        """Show the command line; return it in full, and the time."""
-        line = [*arguments, "--config", str(self.config)]
-        out.notice(f"$ gptoss {shlex.join(line)}")
-        quiet = ["--quiet"] if out.mode == "quiet" else []
-        program = [sys.executable, "-m", "gptoss_tools"]
-        return [*program, *line, "--json", *quiet], time.monotonic()
-
-    def _account(self, stage: str, started: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
-
-
 @command(
     "demo",
     DemoSettings,
@@ -136,7 +84,7 @@ def demo(settings: DemoSettings, loaded: Loaded) -> None:
 def _walk(folder: Path, settings: DemoSettings) -> tuple[dict[str, Any], str]:
     started = time.monotonic()
     config = folder / "gptoss.toml"
-    stages = Stages(config)
+    stages = Stages(config, _environment())
     fields = {"folder": folder.as_posix(), "max_steps": settings.max_steps, "seed": settings.seed}
     config.write_text(CONFIG.format(**fields), encoding="utf-8")
     data, run, export = folder / "data", folder / "run", folder / "export"
@@ -231,9 +179,3 @@ def _environment() -> dict[str, str]:
     """Return the environment without settings, which would make another demo of this one."""
     keep = ("GPTOSS_CACHE", "GPTOSS_DEBUG")
     return {k: v for k, v in os.environ.items() if not k.startswith("GPTOSS_") or k in keep}
-
-
-def _steps(metrics: Path) -> int:
-    """Return the last step that the run has logged in full."""
-    trained = [record["step"] for record in read_metrics(metrics) if "loss" in record]
-    return trained[-1] if trained else 0

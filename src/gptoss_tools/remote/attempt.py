@@ -61,7 +61,8 @@ def carry_out(
         further = [_value(line, flag) for flag in ("--max-steps", "--resume-steps")]
         if line[0] == "resume" and run.outcome and further == [None, None]:
             # It ended, and then the answer was lost: nothing is left to do but to give it again.
-            found = {**run.outcome, "run": str(run.path), "adapter": str(run.adapter_path)}
+            trained = {n: f"{folder}/{n}" for n in ("adapter", "model") if (run.path / n).is_dir()}
+            found = {"run": folder, **run.outcome, **trained}
             return _answer(0, json.dumps(found, indent=2) + "\n", run, work)
     before = _reached(run)
     with committing(volume if node.rank == 0 else None, run, every, say):

@@ -39,7 +39,7 @@ def sent(value: str | list[str]) -> tuple[Any, list[Upload]]:
     else:
         return value, []
     if not files:
-        raise DataError(f"{value} holds no file to send to Modal")
+        raise DataError(f"{value} holds no file")
     named = [(file.relative_to(root).as_posix(), file) for file in files]
     home = f"{FOLDER}/{_digest(named)}"
     uploads = [Upload(file, f"{home}/{name}") for name, file in named]

@@ -24,8 +24,8 @@ from gptoss_tools.settings import RemoteSettings, Settings
 
 # Settings that name what a command reads, and those that name what it writes or goes on with.
 INPUTS = (
-    *("data", "eval_data", "paths", "series", "closed_loop", "prompt_file"),
-    *("target", "base", "model", "compare_with", "tokenizer"),
+    *("data", "eval_data", "paths", "series", "closed_loop", "prompt_file", "prompt_template"),
+    *("target", "base", "model", "from_", "compare_with", "tokenizer", "task_folder"),
 )
 OUTPUTS = ("output_dir", "out", "run", "resume", "completion_log_path")
 HERE = frozenset({*RemoteSettings.model_fields, "dry_run"})
@@ -145,7 +145,7 @@ def _words(value: Any) -> list[str]:
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + name.strip("_").replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     return [f"{flag}={one}" for one in _words(value)]

@@ -40,6 +40,7 @@ from gptoss_tools.settings.groups import (
     Share,
     TableSettings,
 )
+from gptoss_tools.settings.pipeline import PipelineSettings
 from gptoss_tools.settings.pretrain import (
     NewModelSettings,
     PretrainSettings,
@@ -89,6 +90,7 @@ __all__ = [
     "NewModelSettings",
     "OptimizerSettings",
     "OverwriteSettings",
+    "PipelineSettings",
     "PlantSettings",
     "Positive",
     "PretrainSettings",
