@@ -159,7 +159,8 @@ def trainer(
     **changes,
 ) -> DecisionTrainer:
     """A new trainer on a new model with the same random weights each time."""
-    extra = {n: changes.pop(n) for n in ("on_completions", "allow_changes") if n in changes}
+    names = ("on_completions", "allow_changes", "share_prompts")
+    extra = {n: changes.pop(n) for n in names if n in changes}
     wanted = settings(**changes)
     tokenizer = byte_tokenizer()
     data, _ = build_dataset(table(rows), tokenizer, wanted)

@@ -27,6 +27,17 @@ OVERRIDDEN = {
         "records go out; rows without a reward are remembered",
     ),
     "_generate_and_score_completions": ("inputs", "masked rows leave mask and token count"),
+    "_generate_single_turn": (
+        "prompt_ids, images, multimodal_fields, num_generations, has_tool_images",
+        "with share_prompts, prompts are read once",
+    ),
+    "_get_per_token_logps_and_entropies": (
+        "model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, "
+        "compute_aux_loss, pixel_values, image_grid_thw, num_images, pixel_attention_mask, "
+        "spatial_shapes, num_tiles, image_sizes, token_type_ids, mm_token_type_ids, "
+        "image_position_ids",
+        "with share_prompts, completions share their prompt's tokens",
+    ),
     "_prepare_inputs": ("generation_batch", "row-counting losses get their correction"),
     "_compute_loss": ("model, inputs", "the correction is applied"),
     "_save_checkpoint": ("model, trial", "rollout state; the folder appears whole"),

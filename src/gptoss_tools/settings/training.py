@@ -98,6 +98,11 @@ class RolloutSettings(Settings):
         "accumulated).",
     )
     num_iterations: Positive = Field(1, description="Passes over each generated batch.")
+    share_prompts: bool = Field(
+        False,
+        description="Compute each prompt once for all of its completions, in generation and in "
+        "training: the same figures up to rounding, several times faster with long prompts.",
+    )
     max_prompt_length: Positive = Field(1000, description="Longest prompt, in tokens.")
     long_prompts: Literal["error", "drop"] = Field(
         "error",

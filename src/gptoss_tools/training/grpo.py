@@ -29,10 +29,11 @@ from gptoss_tools.core.stream import StepStream
 from gptoss_tools.errors import ConfigError, TrainingError
 from gptoss_tools.models.adapters import attach_adapter, auxiliary_losses
 from gptoss_tools.settings import TrainSettings
-from gptoss_tools.training import masking
+from gptoss_tools.training import masking, shared_prefix
 from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
+from gptoss_tools.training.shared_prefill import read_prompts_once
 from gptoss_tools.training.steady import SteadySaves
 
 __all__ = ["DecisionReward", "DecisionTrainer", "build_dataset", "make_config"]
@@ -55,11 +56,13 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
         tokenizer: PreTrainedTokenizerBase,
         reward: DecisionReward,
         on_completions: Callable[[list[Record]], None] | None = None,
+        share_prompts: bool = False,
         allow_changes: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.reward = reward
         self.on_completions = on_completions
+        self.share_prompts = share_prompts
         self.allow_changes = allow_changes
         self.watch = InvalidWatch()
         self._keep = torch.ones(0, dtype=torch.bool)
@@ -112,6 +115,7 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
             tokenizer=tokenizer,
             reward=DecisionReward.from_settings(settings, tokenizer, phases_of(dataset)),
             on_completions=on_completions,
+            share_prompts=settings.share_prompts,
             allow_changes=settings.allow_changes,
             callbacks=callbacks,
         )
@@ -154,12 +158,58 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self.model.training and self._buffered_inputs is not before:
+            if self.share_prompts:
+                window = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
+                self._buffered_inputs = shared_prefix.regroup(self._buffered_inputs, window)
+                inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
             scale = masking.loss_scale(
                 self.loss_type, self._buffered_inputs, self.accelerator.gather
             )
             for micro_batch in self._buffered_inputs:
                 micro_batch["loss_scale"] = scale
         return inputs
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends TRL's: with `share_prompts`, a prompt is read once for all of its completions."""
+        if not self.share_prompts:
+            return super()._generate_single_turn(*args, **kwargs)
+        with read_prompts_once(self.accelerator.unwrap_model(self.model_wrapped)):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **more,
+    ):
+        """Replaces TRL's, with `share_prompts`: completions of one prompt share its tokens."""
+        if not self.share_prompts:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **more,
+            )
+        with self.accelerator.autocast():
+            logps, entropies = shared_prefix.score(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                sliding_window=self.model.config.sliding_window,
+                dtype=self.model.dtype,
+                batch_size=batch_size,
+            )
+        return logps, entropies if compute_entropy else None, None
 
     def _compute_loss(self, model, inputs):
         """Extends TRL's: apply that correction, and count the rows the optimizer step rests on.
