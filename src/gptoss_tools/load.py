@@ -39,6 +39,7 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "calc-reward": declared.CalcRewardSettings,
     "check-data": declared.CheckDataSettings,
     "train-grpo": declared.TrainSettings,
+    "train-sft": declared.SftSettings,
     "resume": declared.ResumeSettings,
     "test-adapter": declared.TestAdapterSettings,
     "generate": declared.GenerateSettings,

@@ -47,6 +47,7 @@ from gptoss_tools.settings.pretrain import (
     SampleSettings,
 )
 from gptoss_tools.settings.remote import RemoteSettings
+from gptoss_tools.settings.sft import SftSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
     CompletionLogSettings,
@@ -104,6 +105,7 @@ __all__ = [
     "SampleSettings",
     "Seed",
     "Settings",
+    "SftSettings",
     "Share",
     "TableSettings",
     "TestAdapterSettings",
