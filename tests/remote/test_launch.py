@@ -15,6 +15,7 @@ from modal_proto import api_pb2 as api
 from modal_stand_in import Server, StandIn
 
 from gptoss_tools.remote import modal_app
+from gptoss_tools.remote.bodies import count_gpus
 
 FLAGS = ("train-grpo", "--modal", "--model", "tiny", "--data", "tables", "--max-steps", "3")
 
@@ -58,6 +59,7 @@ def test_the_function_asks_for_what_the_settings_say(launched):
     # the files of the package that are no Python come along
     for name in ("report/page.css", "models/tiny_prompts.json", "remote/bodies.py"):
         assert any(file.endswith(f"gptoss_tools/{name}") for file in stand_in.mounted)
+    assert not any("__pycache__" in file for file in stand_in.mounted)
 
 
 def test_detached_it_only_starts_and_says_how_to_follow(modal_server, table, tmp_path):
@@ -157,6 +159,16 @@ def test_modal_run_finds_the_functions_and_takes_their_flags(modal_server, tmp_p
     assert functions == {"train_remote", "evaluate_remote", "infer_remote", "command_remote"}
     for function in modal_server.stand_in.functions:
         assert function.resources.gpu_config.gpu_type == "H100" and not function.secret_ids
+
+
+def test_the_gpus_of_a_machine_are_counted_and_none_is_one_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert count_gpus() == 1
+    tool = tmp_path / "nvidia-smi"
+    lines = "GPU 0: NVIDIA H200 (UUID: GPU-1)\\nGPU 1: NVIDIA H200 (UUID: GPU-2)\\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    assert count_gpus() == 2
 
 
 def test_an_installed_package_names_what_it_needs_without_its_extras():
