@@ -176,6 +176,12 @@ def test_the_same_draws_give_the_same_tokens():
     assert prefill(model, ids[[0, 4]], mask[[0, 4]]) is None  # nothing to share
 
 
+@pytest.mark.parametrize("other", [{"adapter": "mixlora"}, {"attn_implementation": "a/kernel"}])
+def test_what_cannot_share_prompts_is_refused(other):
+    with pytest.raises(ValueError, match="share_prompts"):
+        lab.settings(share_prompts=True, **other)
+
+
 def test_a_run_that_shares_prompts_is_resumed_exactly_and_starts_like_one_that_does_not(tmp_path):
     options = {"share_prompts": True, "gradient_accumulation_steps": 2, **GROUPS}
     whole = lab.trainer(tmp_path / "whole", max_steps=4, **options)

@@ -226,6 +226,15 @@ class TrainSettings(
             raise ValueError(f"[trainer] repeats `{shadowed[0]}`, which is a setting of its own")
         if self.adapter == "mixlora" and self.beta:
             raise ValueError("beta must be 0 with a MixLoRA: TRL would load another whole model")
+        if self.share_prompts and self.adapter == "mixlora":
+            raise ValueError(
+                "share_prompts and a MixLoRA do not go together: its balance loss "
+                "counts every row's prompt"
+            )
+        if self.share_prompts and self.attn_implementation not in ("auto", "eager"):
+            raise ValueError(
+                "share_prompts needs attn_implementation auto or eager: its mask is no causal one"
+            )
         return self
 
 
