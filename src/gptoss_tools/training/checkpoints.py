@@ -47,6 +47,7 @@ FREE = frozenset(
         "gpu",
         "nodes",
         "detach",
+        "modal_secrets",
         "encoding",  # how the table is read; what was read is compared by its hash
         "delimiter",
         "data",
