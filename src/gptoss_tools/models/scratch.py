@@ -59,13 +59,16 @@ def new_config(
     )
 
 
-def new_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def new_model(
+    config: PreTrainedConfig, seed: int, *, experts_implementation: str = "eager"
+) -> PreTrainedModel:
     """Make a model with random weights, the same for the same seed; float32, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         options: dict[str, Any] = {}
         if isinstance(config, GptOssConfig):
-            options = {"attn_implementation": "eager", "experts_implementation": "grouped_mm"}
+            options["attn_implementation"] = "eager"
+            options["experts_implementation"] = experts_implementation
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
 
 

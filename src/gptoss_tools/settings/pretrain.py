@@ -171,11 +171,13 @@ class PretrainSettings(
         return GPT2 + name if name in known else name
 
     @model_validator(mode="after")
-    def _tokenizer_fits(self) -> PretrainSettings:
+    def _goes_together(self) -> PretrainSettings:
         if self.from_ is None and self.tokenizer == "model":
             raise ValueError("tokenizer `model` needs a model: give --from, or name one")
         if self.from_ is not None and self.tokenizer not in ("auto", "model"):
             raise ValueError("a model that goes on learning keeps its tokenizer: leave it out")
+        if self.from_ is None and self.adapter == "mixlora":
+            raise ValueError("a MixLoRA needs a model that has learned: give --from")
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise ValueError("vocab_size is for a new tokenizer: give --tokenizer bpe")
         return self

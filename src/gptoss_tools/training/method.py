@@ -43,8 +43,9 @@ class Method:
     weights; `home` is where a resumed run began: paths that are not here are looked for there.
     `build(sitting)` loads the model and returns the trainer. `plan(settings, run, reached)` says
     what a run would do. `finish(sitting, trainer)` may write more once training has ended. Lenient:
-    data and settings may change in a run that goes on; each is told. `shape` names the settings
-    that never may: what was saved would not fit.
+    data and settings may change in a run that goes on; each is told, and `prepare` gets the
+    `checkpoint=` that it goes on from. `shape` names the settings that never may: what was saved
+    would not fit.
     """
 
     command: str

@@ -121,13 +121,16 @@ def _go_on(
         reached = point.step if point else 0
         settings = merged_settings(method, run, changes, reached)
         _check_room(run, settings, reached)
-        prepared = method.prepare(settings, cache_dir=cache_dir, home=run.config.get("cwd"))
+        more = {"checkpoint": point.path if point else None} if method.lenient else {}
+        home = run.config.get("cwd")
+        prepared = method.prepare(settings, cache_dir=cache_dir, home=home, **more)
         prepared = replace(prepared, origins=told.origins, command=told.command)
         before = run.settings.get("max_steps", settings.max_steps)
         notes = from_main(lambda: go_on(run, method, prepared, reached, allow_changes))
         if note := schedule_note(before, settings.max_steps, reached, settings.lr_scheduler_type):
             notes.append(note)
         notes += from_main(lambda: set_aside_newer(run, reached))
+        notes += prepared.notes if method.lenient else []
         notice(f"{run.path} goes on after step {reached} of {settings.max_steps}")
         for path in run.damaged():
             notice(f"{path} was left out: files of it are missing or changed")
