@@ -59,10 +59,11 @@ def test_the_weights_rounding_does_not_disturb_a_bfloat16_base():
     model = gptoss("grouped_mm", torch.bfloat16)
     x = states(40, dtype=torch.bfloat16)
     before = ffn(model, x)
+    torch.manual_seed(0)
     attach(model, MixLoraConfig(num_experts=8, top_k=8))
-    # Eight weights rounded to 8 bits sum to 1 within 2^-9 at best; sums of h would show that.
+    # Eight weights near 1/8, rounded to 8 bits, miss 1 by 2^-10 and more; sums of h would show it.
     weights = block_of(model).route(x).weights.bfloat16().sum(-1, dtype=torch.float32)
-    assert (weights - 1).abs().max() > 1e-3
+    assert (weights - 1).abs().max() > 2**-11
     assert torch.equal(ffn(model, x), before)
 
 
