@@ -137,6 +137,8 @@ def show_step(update: Callable[..., None]) -> Callable[[Any], None]:
         invalid = None if step.invalid is None else f"{step.invalid:.0%}"
         speed = None if step.tokens_per_second is None else round(step.tokens_per_second)
         facts = {
+            "loss": step.loss if step.reward is None else None,
+            "held-out loss": step.eval_loss,
             "reward": step.reward,
             "regret": step.regret,
             "invalid": invalid,

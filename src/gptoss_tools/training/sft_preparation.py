@@ -29,6 +29,7 @@ from gptoss_tools.models.loading import (
 from gptoss_tools.models.machine import (
     available_bytes,
     estimate_memory,
+    published_config,
     require_memory,
     resolve_device,
     weight_type,
@@ -110,20 +111,13 @@ def prepare(
 def plan(settings: SftSettings, run: Run | None, reached: int) -> dict[str, Any]:
     """Say what training would do, `reached` steps into `run`; load no weights and write nothing.
 
-    Where the tokenizer is here, that is all of it, with the first example as the model would see
-    it; else tokens and the texts are None, and steps count the rows before long ones are dropped.
+    Where the tokenizer is not here, tokens are None, and steps count long prompts too. The first
+    example is shown as the model will see it; None for a Hub model other than gpt-oss.
     """
     require_tracker(settings.report_to)
     home = run.config.get("cwd") if run else None
     found = _read(settings, settings.data, home, settings.max_examples)
-    data, pair = None, (None, None)
-    with contextlib.suppress(MachineError):  # a plan survives a Hub out of reach
-        if settings.model != TINY:  # which is built when it is asked for
-            _, config, tokenizer = _model(settings, home, None)
-            settings = _pinned(settings, config, [])
-            prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig))
-            data = _tokens(settings, found, prompter, tokenizer)
-            pair = prompter.pair(found.examples[0])
+    data, pair = _foreseen(settings, found, home)
     rows = rows_per_step(settings, join(settings.device).num_processes)
     examples = len(data) if data else len(found)
     last = settings.max_steps or steps_of(settings.num_train_epochs, examples, rows)
@@ -145,6 +139,24 @@ def plan(settings: SftSettings, run: Run | None, reached: int) -> dict[str, Any]
         "first_prompt": pair[0],
         "first_answer": pair[1],
     }
+
+
+def _foreseen(
+    settings: SftSettings, found: Instructions, home: str | None
+) -> tuple[TokenRows | None, tuple[str | None, str | None]]:
+    """The examples as tokens, and the first one as text, as far as that is known from here."""
+    first = found.examples[0]
+    if settings.model != TINY:  # which is built when it is asked for
+        with contextlib.suppress(MachineError):  # the Hub is out of reach
+            _, config, tokenizer = _model(settings, home, None)
+            settings = _pinned(settings, config, [])
+            prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig))
+            return _tokens(settings, found, prompter, tokenizer), prompter.pair(first)
+    known = settings.model == TINY or published_config(settings.model) is not None
+    if not known or settings.prompt_template not in ("auto", "chat"):
+        return None, (None, None)
+    settings = settings.model_copy(update={"date": _date(settings)})
+    return None, _prompter(settings, None, True).pair(first)
 
 
 def _model(
@@ -187,7 +199,7 @@ def _fit(settings: SftSettings, config: Any) -> list[str]:
 
 def _pinned(settings: SftSettings, config: Any, notes: list[str]) -> SftSettings:
     """Fix the date, so that prompts read the same tomorrow, and the length the model can read."""
-    changes: dict[str, Any] = {"date": settings.date or datetime.date.today().isoformat()}
+    changes: dict[str, Any] = {"date": _date(settings)}
     room = getattr(config.get_text_config(), "max_position_embeddings", None)
     if room is not None and room < settings.max_length:
         changes["max_length"] = room
@@ -195,8 +207,12 @@ def _pinned(settings: SftSettings, config: Any, notes: list[str]) -> SftSettings
     return settings.model_copy(update=changes)
 
 
+def _date(settings: SftSettings) -> str:
+    return settings.date or datetime.date.today().isoformat()
+
+
 def _prompter(settings: SftSettings, tokenizer: Any, is_gpt_oss: bool) -> Prompter:
-    if is_gpt_oss:
+    if is_gpt_oss and tokenizer is not None:
         HarmonyTokens.from_tokenizer(tokenizer)  # refuses a tokenizer that is none of gpt-oss's
     return choose_prompter(
         settings.prompt_template,

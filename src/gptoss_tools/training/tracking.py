@@ -39,7 +39,7 @@ COLUMNS = (*SEED_COLUMNS, "reason", "segment")
 class Progress:
     """Where training stands after a step; `eta` and `seconds` in seconds, None where unknown.
 
-    `regret` is the newest on held-out rows.
+    `regret` and `eval_loss` are the newest on held-out rows.
     """
 
     step: int
@@ -48,6 +48,7 @@ class Progress:
     reward: float | None = None
     invalid: float | None = None
     regret: float | None = None
+    eval_loss: float | None = None
     mean_length: float | None = None
     tokens_per_second: float | None = None
     seconds: float = 0.0
@@ -73,6 +74,7 @@ class Metrics(TrainerCallback):
         self.last_tokens: float | None = None
         self.records: list[dict[str, Any]] = []
         self.regret: float | None = None
+        self.eval_loss: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the clocks; close a line that a kill cut off."""
@@ -108,7 +110,7 @@ class Metrics(TrainerCallback):
 
     def _evaluated(self, state, logs: Mapping[str, Any]) -> None:
         """Write the figures of held-out rows; the time they took is not the step's."""
-        self.regret = number(logs.get("eval_regret"))
+        self.regret, self.eval_loss = (number(logs.get(f"eval_{n}")) for n in ("regret", "loss"))
         self.last += logs.get("eval_seconds", 0.0)
         record = {"step": state.global_step, "segment": self.segment}
         self._write(record | {name.replace("/", "_"): number(v) for name, v in logs.items()})
@@ -140,6 +142,7 @@ class Metrics(TrainerCallback):
             reward=record.get("reward"),
             invalid=invalid_share(record),
             regret=self.regret,
+            eval_loss=self.eval_loss,
             mean_length=record.get("completions_mean_length"),
             tokens_per_second=record.get("tokens_per_second"),
             seconds=record["seconds"],
