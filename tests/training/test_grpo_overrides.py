@@ -29,7 +29,7 @@ OVERRIDDEN = {
     "_generate_and_score_completions": ("inputs", "masked rows leave mask and token count"),
     "_generate_single_turn": (
         "prompt_ids, images, multimodal_fields, num_generations, has_tool_images",
-        "with share_prompts, prompts are read once",
+        "no dropout while drawing; with share_prompts, prompts are read once",
     ),
     "_get_per_token_logps_and_entropies": (
         "model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, "

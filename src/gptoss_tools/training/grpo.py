@@ -7,6 +7,7 @@ model, the tracker, and which checkpoints stay.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -170,11 +171,14 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
         return inputs
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends TRL's: with `share_prompts`, a prompt is read once for all of its completions."""
-        if not self.share_prompts:
-            return super()._generate_single_turn(*args, **kwargs)
-        with read_prompts_once(self.accelerator.unwrap_model(self.model_wrapped)):
-            return super()._generate_single_turn(*args, **kwargs)
+        """Extends TRL's: no dropout or noise while drawing, and prompts read once where shared."""
+        model, training = self.accelerator.unwrap_model(self.model_wrapped), self.model.training
+        model.eval()
+        try:
+            with read_prompts_once(model) if self.share_prompts else contextlib.nullcontext():
+                return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            model.train(training)
 
     def _get_per_token_logps_and_entropies(
         self,
