@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar, get_origin
 from pydantic import ValidationError, create_model
 
 from . import settings as declared
+from .aliases import ALIASES, aliased, unheeded
 from .errors import ConfigError
-from .settings import Settings
+from .settings import Settings, spelled
 
 S = TypeVar("S", bound=Settings)
 
@@ -40,6 +41,7 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "check-data": declared.CheckDataSettings,
     "train-grpo": declared.TrainSettings,
     "train-sft": declared.SftSettings,
+    "pretrain": declared.PretrainSettings,
     "resume": declared.ResumeSettings,
     "test-adapter": declared.TestAdapterSettings,
     "generate": declared.GenerateSettings,
@@ -62,11 +64,13 @@ class Loaded(Generic[S]):
     origins: dict[str, str] = field(default_factory=dict)
     line: str = ""  # the command line as it was typed
     config: str | None = None  # --config
+    notes: list[str] = field(default_factory=list)  # variables that change nothing here
 
     @property
     def explicit(self) -> set[str]:
         """Names given by flag or variable, not by a file or a default."""
-        return {k for k, v in self.origins.items() if v.startswith(("--", PREFIX, "GRPO_", "HF_"))}
+        others = {*SEED_VARIABLES, *(name for table in ALIASES.values() for name in table)}
+        return {k for k, v in self.origins.items() if v.startswith(("--", PREFIX)) or v in others}
 
 
 def load(
@@ -92,14 +96,20 @@ def load(
 
     for table, where in _toml_tables(model, command, config or environ.get("GPTOSS_CONFIG")):
         take(table, {name: where for name in table})
-    take(*_variables(model, environ))
+    take(*_variables(model, command, environ))
     given = {k: v for k, v in (flags or {}).items() if v is not None}
-    take(given, {name: "--" + name.replace("_", "-") for name in given})
+    take(given, {name: flag_of(name) for name in given})
     try:
         built = model(**values)
     except ValidationError as error:
         raise _readable(error, values, origins) from None
-    return Loaded(built, {n: origins.get(n, "default") for n in model.model_fields}, config=config)
+    where = {name: origins.get(name, "default") for name in model.model_fields}
+    return Loaded(built, where, config=config, notes=unheeded(command, environ))
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + spelled(name).replace("_", "-")
 
 
 def near_miss(name: str, known: list[str], cutoff: float = 0.75) -> str | None:
@@ -108,7 +118,8 @@ def near_miss(name: str, known: list[str], cutoff: float = 0.75) -> str | None:
 
 
 def _known_settings() -> set[str]:
-    return {name for model in COMMAND_SETTINGS.values() for name in model.model_fields}
+    """The names of all settings, as users write them."""
+    return {spelled(name) for model in COMMAND_SETTINGS.values() for name in model.model_fields}
 
 
 def _toml_tables(model: type[Settings], command: str, path: str | None):
@@ -130,10 +141,11 @@ def _toml_tables(model: type[Settings], command: str, path: str | None):
     _refuse_unknown(top, _known_settings(), f"{file}")
     _refuse_unknown(tables, set(COMMAND_SETTINGS), f"{file}", "table")
     for name, table in tables.items():
-        allowed = set(COMMAND_SETTINGS[name].model_fields) - {"trainer"}
+        allowed = {spelled(n) for n in COMMAND_SETTINGS[name].model_fields} - {"trainer"}
         _refuse_unknown(table, allowed, f"{file} [{name}]")
-    yield {k: v for k, v in top.items() if k in model.model_fields}, str(file)
-    yield tables.get(command, {}), f"{file} [{command}]"
+    fields = {spelled(name): name for name in model.model_fields}
+    yield {fields[k]: v for k, v in top.items() if k in fields}, str(file)
+    yield {fields[k]: v for k, v in tables.get(command, {}).items()}, f"{file} [{command}]"
     if trainer is not None and "trainer" in model.model_fields:
         yield {"trainer": trainer}, f"{file} [trainer]"
 
@@ -146,8 +158,8 @@ def _refuse_unknown(found: Mapping[str, Any], known: set[str], where: str, what:
             raise ConfigError(f"`{name}` in {where} is not a known {what}", hint)
 
 
-def _variables(model: type[Settings], environ: Mapping[str, str]):
-    """Return (values, origins) from GPTOSS_* and the original system's variables."""
+def _variables(model: type[Settings], command: str, environ: Mapping[str, str]):
+    """Return (values, origins) from GPTOSS_* and the original systems' variables."""
     names = {PREFIX + name.upper() for name in _known_settings() - {"trainer"}}
     for variable in environ:
         if variable.startswith(PREFIX) and variable not in names and variable not in OWN_VARIABLES:
@@ -155,12 +167,12 @@ def _variables(model: type[Settings], environ: Mapping[str, str]):
             close = near_miss(variable, sorted(names), cutoff=0.9)
             if close:
                 raise ConfigError(f"`{variable}` is not a setting", f"did you mean `{close}`?")
-    raw: dict[str, tuple[str, str]] = {}
+    raw: dict[str, tuple[str, str]] = aliased(command, environ)
     for variable, name in SEED_VARIABLES.items():
         if environ.get(variable) and name in model.model_fields:
             raw[name] = (environ[variable], variable)
     for name in model.model_fields:
-        variable = PREFIX + name.upper()
+        variable = PREFIX + spelled(name).upper()
         if variable in environ and name != "trainer":
             raw[name] = (environ[variable], variable)
     values = _parse_variables(model, {name: text for name, (text, _) in raw.items()}, raw)
@@ -181,9 +193,9 @@ def _parse_variables(model: type[Settings], texts: dict[str, str], raw) -> dict[
             try:
                 return json.loads(value)
             except json.JSONDecodeError:
+                where = f"`{spelled(field_name)}` = '{value}' (from {raw[field_name][1]})"
                 raise ConfigError(
-                    f"`{field_name}` = '{value}' (from {raw[field_name][1]}) is neither a JSON "
-                    "list nor names separated by commas"
+                    f"{where} is neither a JSON list nor names separated by commas"
                 ) from None
 
     fields = {n: (f.annotation, f) for n, f in model.model_fields.items() if n in texts}
@@ -206,9 +218,9 @@ def _readable(
         return ConfigError(message[0].lower() + message[1:])
     name = str(first["loc"][0])
     if first["type"] == "missing":
-        return ConfigError(f"`{name}` is required", f"give --{name.replace('_', '-')}")
+        return ConfigError(f"`{spelled(name)}` is required", f"give {flag_of(name)}")
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"`{name}` is not a setting of this command")
+        return ConfigError(f"`{spelled(name)}` is not a setting of this command")
     shown = values.get(name)
     where = f" (from {origins[name]})" if name in origins else ""
-    return ConfigError(f"`{name}` = {shown!r}{where}: {message[0].lower() + message[1:]}")
+    return ConfigError(f"`{spelled(name)}` = {shown!r}{where}: {message[0].lower() + message[1:]}")

@@ -44,6 +44,7 @@ def test_commands_that_write_or_train_have_a_dry_run():
         "convert-harmony",
         "calc-reward",
         "train-grpo",
+        "pretrain",
         "resume",
         "export",
         "generate",

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "check-data": "List every problem of every table at once.",
     "train-grpo": "Train a LoRA adapter with GRPO.",
     "train-sft": "Train on instructions and their answers.",
+    "pretrain": "Train a small language model on text, new or from another.",
     "resume": "Go on with an interrupted run, exactly.",
     "test-adapter": "Show what an adapter answers to one prompt.",
     "generate": "Answer a prompt, or every row of a table.",

@@ -7,7 +7,7 @@ from pydantic import Field
 from ..console import out
 from ..errors import ConfigError
 from ..load import COMMAND_SETTINGS, Loaded, load, near_miss
-from ..settings import Settings
+from ..settings import Settings, spelled
 from .options import command
 
 
@@ -39,7 +39,7 @@ def config(settings: ConfigSettings, loaded: Loaded) -> None:
     found = load(model, settings.name, flags={n: ["PATH"] for n in required})
     rows = [
         {
-            "setting": name,
+            "setting": spelled(name),
             "value": repr(value),
             "origin": "required" if name in required else found.origins[name],
         }

@@ -16,7 +16,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ..load import Loaded
+from ..load import Loaded, flag_of
 from ..settings import Settings
 
 
@@ -112,7 +112,7 @@ def _parameter(name: str, info: FieldInfo, positional: bool) -> inspect.Paramete
         metavar = f"{name.upper().removesuffix('S')}{'...' if kind is not str else ''}"
         argument = typer.Argument(help=text, metavar=metavar, show_default=False)
         return _keyword(name, kind | None, argument, None)
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of(name)
     if info.annotation is bool:
         spelling = f"{flag}/--no-{flag[2:]}" if info.default else flag
         option = typer.Option(spelling, help=text, show_default=False)

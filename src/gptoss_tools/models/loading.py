@@ -38,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import Mxfp4Config
 
 from gptoss_tools.errors import ConfigError, DataError, MachineError, first_line
+from gptoss_tools.models import bigram  # noqa: F401  # makes pretrain's own kind known
 from gptoss_tools.models.machine import (
     packed_support,
     require_memory,

@@ -39,6 +39,7 @@ from gptoss_tools.settings.groups import (
     Settings,
     Share,
     TableSettings,
+    spelled,
 )
 from gptoss_tools.settings.pipeline import PipelineSettings
 from gptoss_tools.settings.pretrain import (
@@ -111,4 +112,5 @@ __all__ = [
     "TestAdapterSettings",
     "TrainSettings",
     "VerifyExportSettings",
+    "spelled",
 ]

@@ -14,6 +14,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 Effort = Literal["low", "medium", "high"]
 
 
+def spelled(name: str) -> str:
+    """Return a field's name as users write it: `from_` is `from`, a word Python keeps to itself."""
+    return name.removesuffix("_")
+
+
 class Settings(BaseModel):
     """Base of every group: no unknown keys, no infinite numbers, no change after creation."""
 

@@ -63,14 +63,12 @@ class NewModelSettings(Settings):
 class SampleSettings(Settings):
     """What the trained model writes at the end."""
 
-    prompt: str | None = Field(
+    sample_prompt: str | None = Field(
         None,
         description="Text that the sample at the end goes on from (default: 'QUESTION: ' for a "
         "GPT-2 given by --from, else nothing: the model begins a text).",
     )
-    max_new_tokens: Annotated[int, Field(ge=0)] = Field(
-        300, description="Tokens of the sample at the end (0: no sample)."
-    )
+    max_new_tokens: Positive = Field(300, description="Longest completion, in tokens.")
     temperature: Annotated[float, Field(gt=0)] = Field(0.7, description="Sampling temperature.")
     top_k: Annotated[int, Field(ge=0)] = Field(50, description="Keep this many tokens (0: all).")
     enable_output_to_file: bool = Field(
@@ -112,7 +110,7 @@ class PretrainSettings(
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="Share of the tokens, the last ones, that are measured and not learned."
     )
-    batch_size: Positive | None = Field(
+    windows_per_step: Positive | None = Field(
         None,
         description="Windows per micro-step, over all processes (default: 64; with --from 16).",
     )
@@ -164,11 +162,16 @@ class PretrainSettings(
     save_steps: Positive = Field(500, description="Optimizer steps between checkpoints.")
     logging_steps: Positive = Field(10, description="Optimizer steps between metric records.")
 
-    @field_validator("from_")
+    @field_validator("from_", "tokenizer")
     @classmethod
     def _known_as_gpt2(cls, name: str | None) -> str | None:
         known = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
         return GPT2 + name if name in known else name
+
+    @field_validator("from_")
+    @classmethod
+    def _none_if_empty(cls, name: str | None) -> str | None:
+        return name or None
 
     @model_validator(mode="after")
     def _goes_together(self) -> PretrainSettings:
@@ -187,7 +190,7 @@ class PretrainSettings(
         new = self.from_ is None
         defaults = {
             "tokenizer": "character" if new else "model",
-            "batch_size": 64 if new else 16,
+            "windows_per_step": 64 if new else 16,
             "eval_batches": 50 if new else 20,
             "learning_rate": 3e-4 if new else 2e-5,
             "warmup_steps": 0 if new else max(50, self.max_steps // 50),

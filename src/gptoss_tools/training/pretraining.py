@@ -103,10 +103,8 @@ def finish(sitting: Sitting, trainer: PretrainTrainer) -> None:
     log = next(c for c in sitting.callbacks if isinstance(c, SittingLog))
     if trainer.last:
         log.tell(describe_change(trainer.first, trainer.last))
-    if not settings.max_new_tokens:
-        return
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    prompt = settings.prompt
+    prompt = settings.sample_prompt
     if prompt is None:
         prompt = GPT2_PROMPT if settings.from_ and model.config.model_type == "gpt2" else ""
     new = settings.from_ is None

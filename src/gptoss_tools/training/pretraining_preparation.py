@@ -85,7 +85,7 @@ def prepare(
         raise MachineError(
             f"training this model needs about {need / GB:.1f} GB on {settings.device}, which has "
             f"{free / GB:.1f} GB free",
-            hint="lower batch_size (and raise gradient_accumulation_steps), or the model's sizes",
+            hint="lower windows_per_step (raise gradient_accumulation_steps), or the sizes",
         )
     return PretrainPrepared(
         settings=settings,
@@ -124,7 +124,9 @@ def plan(settings: PretrainSettings, run: Run | None, reached: int) -> dict[str,
     )
     steps = max(0, settings.max_steps - reached)
     per_step = (
-        (settings.batch_size or 1) * settings.gradient_accumulation_steps * settings.block_size
+        (settings.windows_per_step or 1)
+        * settings.gradient_accumulation_steps
+        * settings.block_size
     )
     names = [settings.from_ or ".", settings.tokenizer]
     if not any(name == TINY or ("/" in name and not Path(name).is_dir()) for name in names):
@@ -226,5 +228,5 @@ def _check_model(settings: PretrainSettings, config: Any, highest: int) -> None:
 
 def _bytes(settings: PretrainSettings, config: PreTrainedConfig) -> int:
     trainable = None if settings.adapter == "none" else 0
-    rows = settings.batch_size or 1
+    rows = settings.windows_per_step or 1
     return training_bytes(config, rows=rows, tokens=settings.block_size, trainable=trainable)

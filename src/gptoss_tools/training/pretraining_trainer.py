@@ -50,11 +50,11 @@ def make_arguments(
     settings: PretrainSettings, output_dir: str, world_size: int
 ) -> TrainingArguments:
     """The TrainingArguments of resolved settings; ConfigError where rows do not divide."""
-    rows = settings.batch_size or 1
+    rows = settings.windows_per_step or 1
     if rows % world_size:
         raise ConfigError(
-            f"batch_size {rows} does not divide over {world_size} processes",
-            hint="make batch_size a multiple of the number of processes",
+            f"windows_per_step {rows} does not divide over {world_size} processes",
+            hint="make windows_per_step a multiple of the number of processes",
         )
     on_cpu = resolve_device(settings.device).type == "cpu"
     return TrainingArguments(
