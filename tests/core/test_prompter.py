@@ -156,6 +156,21 @@ def test_harmony_puts_thinking_into_the_analysis_channel_as_gpt_oss_s_template_d
     assert answer.startswith("<|channel|>analysis<|message|>two and two<|end|>")
 
 
+def test_other_models_get_thinking_under_the_name_their_templates_know():
+    thinking = CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}",
+    )
+    messages = (
+        {"role": "user", "content": "2+2"},
+        {"role": "assistant", "content": "4", "thinking": "two and two"},
+    )
+    _, answer = prompter(chat_template=thinking).pair(Conversation(messages))
+    assert answer == "(two and two)4<|im_end|>"
+    with pytest.raises(DataError, match="for which this template has no place"):
+        prompter("alpaca").pair(Conversation(messages))
+
+
 def test_harmony_takes_effort_and_identity():
     chat = prompter(harmony=True, reasoning_effort="high", model_identity="You store cold.")
     prompt, _ = chat.pair(SUM)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import sft_lab
@@ -238,8 +239,10 @@ def test_a_plan_shows_the_first_example_and_counts_everything(lab):
 
 def test_a_resume_elsewhere_finds_data_and_model_where_the_run_began(lab, monkeypatch, tmp_path):
     monkeypatch.chdir(lab / "llama")
+    template = {"prompt_input": "{instruction}{input}:", "prompt_no_input": "{instruction}:"}
+    Path("own.json").write_text(json.dumps({**template, "response_split": ":"}))
     own = {"model": "model", "data": ["table.jsonl"], "output_dir": "moved", "max_steps": 2}
-    train(SftSettings(**{**sft_lab.SMALL, **own}))
+    train(SftSettings(**{**sft_lab.SMALL, **own, "prompt_template": "own.json"}))
     monkeypatch.chdir(tmp_path)
     assert sft_lab.go_on(lab / "llama", "moved", max_steps=3).steps == 3
 
@@ -249,6 +252,12 @@ def test_an_adapter_starts_the_same_whatever_the_data(lab):
     torch.manual_seed(42)
     names = dict(attach_adapter(model, sft_lab.settings(lab / "llama")).named_parameters())
     assert sum(p.requires_grad for p in names.values()) == 2 * 2 * 7  # layers, A and B, linears
+
+
+def test_a_whole_model_keeps_what_its_config_said_of_its_own_losses(lab):
+    outcome = sft_lab.run(lab / "gptoss", "config", adapter="none", max_steps=1)
+    config = json.loads((outcome.model / "config.json").read_text())
+    assert config["router_aux_loss_coef"] == 0.9
 
 
 @pytest.mark.slow

@@ -109,8 +109,7 @@ class HarmonyPrompter:
             reasoning_effort=self.reasoning_effort,
             model_identity=self.model_identity,
         )
-        thinking = last.get("thinking") or last.get("reasoning_content") or ""
-        return prompt, harmony_answer(last["content"], thinking)
+        return prompt, harmony_answer(last["content"], last.get("thinking", ""))
 
 
 def _whole_answer(answer: str) -> str:
@@ -150,7 +149,10 @@ class ChatPrompter:
         if isinstance(example, Rendered):
             raise _only_harmony()
         messages = _as_messages(example)
-        _refuse_specials([m["content"] for m in messages], self.specials)
+        for message in messages:
+            _refuse_specials(list(message.values()), self.specials)
+            if "thinking" in message:  # most templates know it under the other name
+                message["reasoning_content"] = message["thinking"]
         prompt = self._render(messages[:-1], add_generation_prompt=True)
         whole = self._render(messages, add_generation_prompt=False)
         if not whole.startswith(prompt) or len(whole) == len(prompt):
@@ -196,7 +198,7 @@ def _only_harmony() -> DataError:
 
 def _as_messages(example: Instruction | Conversation) -> list[dict[str, str]]:
     if isinstance(example, Conversation):
-        return list(example.messages)
+        return [dict(message) for message in example.messages]
     said = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
     return [{"role": "user", "content": said}, {"role": "assistant", "content": example.output}]
 
@@ -206,6 +208,11 @@ def _as_instruction(example: Conversation) -> Instruction:
     if roles[-2:] != ["user", "assistant"] or roles[:-2] not in ([], ["system"], ["developer"]):
         raise DataError(
             f"the conversation ({', '.join(roles)}) does not fit a template of one question",
+            hint="--prompt-template chat",
+        )
+    if "thinking" in example.messages[-1]:
+        raise DataError(
+            "the answer comes with a thinking, for which this template has no place",
             hint="--prompt-template chat",
         )
     *before, answer = (message["content"] for message in example.messages)

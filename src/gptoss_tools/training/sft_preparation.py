@@ -76,7 +76,7 @@ def prepare(
     model, config, tokenizer = _model(settings, home, cache_dir)
     notes = _fit(settings, config)
     settings = _pinned(settings, config, notes)
-    prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig))
+    prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig), home)
     found = _read(settings, settings.data, home, settings.max_examples)
     data = _tokens(settings, found, prompter, tokenizer)
     _check_ids(data, config)
@@ -150,23 +150,20 @@ def _foreseen(
         with contextlib.suppress(MachineError):  # the Hub is out of reach
             _, config, tokenizer = _model(settings, home, None)
             settings = _pinned(settings, config, [])
-            prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig))
+            prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig), home)
             return _tokens(settings, found, prompter, tokenizer), prompter.pair(first)
     known = settings.model == TINY or published_config(settings.model) is not None
     if not known or settings.prompt_template not in ("auto", "chat"):
         return None, (None, None)
     settings = settings.model_copy(update={"date": _date(settings)})
-    return None, _prompter(settings, None, True).pair(first)
+    return None, _prompter(settings, None, True, home).pair(first)
 
 
 def _model(
     settings: SftSettings, home: str | None, cache_dir: Path | None
 ) -> tuple[str, Any, PreTrainedTokenizerFast]:
     """The base model's folder or Hub id, its config and its tokenizer."""
-    name = settings.model
-    if home and not Path(name).is_dir() and (Path(home) / name).is_dir():
-        name = str(Path(home) / name)
-    model = resolve_model(name, cache_dir=cache_dir)
+    model = resolve_model(_found(settings.model, home), cache_dir=cache_dir)
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
     config = read_config(model, any_family=True)
@@ -211,11 +208,20 @@ def _date(settings: SftSettings) -> str:
     return settings.date or datetime.date.today().isoformat()
 
 
-def _prompter(settings: SftSettings, tokenizer: Any, is_gpt_oss: bool) -> Prompter:
+def _found(path: str, home: str | None) -> str:
+    """The path as it is, or where the run began if it is only there."""
+    there = str(Path(home or ".") / path)
+    return there if home and not glob.glob(path) and glob.glob(there) else path
+
+
+def _prompter(
+    settings: SftSettings, tokenizer: Any, is_gpt_oss: bool, home: str | None
+) -> Prompter:
     if is_gpt_oss and tokenizer is not None:
         HarmonyTokens.from_tokenizer(tokenizer)  # refuses a tokenizer that is none of gpt-oss's
+    name = settings.prompt_template
     return choose_prompter(
-        settings.prompt_template,
+        _found(name, home) if name.endswith(".json") else name,
         tokenizer,
         harmony=is_gpt_oss,
         date=settings.date or "",
@@ -227,14 +233,9 @@ def _prompter(settings: SftSettings, tokenizer: Any, is_gpt_oss: bool) -> Prompt
 def _read(
     settings: SftSettings, paths: list[str], home: str | None, max_examples: int | None
 ) -> Instructions:
-    """Read examples; paths that are not here but where the run began are taken from there."""
-    if home is not None:
-        paths = [
-            str(Path(home) / p) if not glob.glob(p) and glob.glob(str(Path(home) / p)) else p
-            for p in paths
-        ]
+    """Read examples; of a conversation that is learned whole, all of it once."""
     return load_instructions(
-        paths,
+        [_found(path, home) for path in paths],
         data_format=settings.data_format,
         split=settings.split,
         turns=settings.turns if settings.completion_only_loss else "last",

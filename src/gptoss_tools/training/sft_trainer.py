@@ -89,6 +89,8 @@ class SftTrainer(SteadySaves, SFTTrainer):
         self.allow_changes = allow_changes
         # The id is never seen: padding is masked, and its labels are ignored.
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        base_config = model.config.get_text_config()
+        own_coefficient = getattr(base_config, "router_aux_loss_coef", None)
         super().__init__(
             model=model,
             args=args,
@@ -97,6 +99,9 @@ class SftTrainer(SteadySaves, SFTTrainer):
             processing_class=tokenizer,
             callbacks=[_Passes(len(train_dataset)), *(callbacks or [])],
         )
+        if own_coefficient is not None:
+            # TRL has switched the loss off in the config too, which is saved with a whole model.
+            base_config.router_aux_loss_coef = own_coefficient
 
     def _send_telemetry(self) -> None:
         """Replaces TRL's usage ping: this program reports to nobody."""
