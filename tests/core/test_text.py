@@ -9,23 +9,22 @@ from gptoss_tools.core.text import read_corpus
 from gptoss_tools.errors import ConfigError, DataError
 
 
-def put(**files: str) -> None:
+def put(files: dict[str, str]) -> None:
     for name, text in files.items():
-        path = Path(name.replace("__", "/").replace("_", "."))
+        path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
 
 
 def test_a_file_is_one_text_with_plain_line_ends_and_no_byte_order_mark():
-    put(play_txt="\ufeffone\r\ntwo\rthree\n")
+    put({"play.txt": "\ufeffone\r\ntwo\rthree\n"})
     corpus = read_corpus(["play.txt"])
     assert corpus.texts == ["one\ntwo\nthree\n"]
     assert (corpus.characters, str(corpus)) == (14, "play.txt")
 
 
 def test_a_folder_gives_its_texts_in_the_order_of_their_names():
-    put(d__b_md="b", d__a_txt="a", d__sub__c_txt="c", d__x_json="{}", d___hidden_txt="no")
-    Path("d/.hidden.txt").write_text("no")
+    put({"d/b.md": "b", "d/a.txt": "a", "d/sub/c.txt": "c", "d/x.json": "{}", "d/.h.txt": "no"})
     corpus = read_corpus(["d"])
     assert corpus.texts == ["a", "b", "c"]
     assert str(corpus) == "d/a.txt and 2 more"
@@ -44,12 +43,12 @@ def test_a_column_of_a_table_gives_one_text_a_row(kind):
         frame.to_parquet("t.parquet")
     corpus = read_corpus([f"t.{kind}"], text_column="body")
     assert corpus.texts == ["one", "th\nree"]
-    put(one_txt="one", two_txt="th\nree")
+    put({"one.txt": "one", "two.txt": "th\nree"})
     assert read_corpus(["one.txt", "two.txt"]).sha256 == corpus.sha256
 
 
 def test_the_hash_tells_where_one_text_ends():
-    put(a__1_txt="ab", a__2_txt="c", b__1_txt="a", b__2_txt="bc")
+    put({"a/1.txt": "ab", "a/2.txt": "c", "b/1.txt": "a", "b/2.txt": "bc"})
     assert read_corpus(["a"]).sha256 != read_corpus(["b"]).sha256
 
 
@@ -67,13 +66,13 @@ def test_the_hash_tells_where_one_text_ends():
     ],
 )
 def test_what_is_no_text_is_refused_by_name(paths, more, words):
-    put(empty_txt=" \n", t_csv="n,prompt\n1,x\n", n_jsonl='{"n": 5}\n')
+    put({"empty.txt": " \n", "t.csv": "n,prompt\n1,x\n", "n.jsonl": '{"n": 5}\n'})
     Path("bad.txt").write_bytes(b"fine\n\xff\n")
     with pytest.raises(DataError, match=words.replace("*", r"\*")):
         read_corpus(paths, **more)
 
 
 def test_an_unknown_encoding_is_a_setting_at_fault():
-    put(a_txt="a")
+    put({"a.txt": "a"})
     with pytest.raises(ConfigError, match="utf-99"):
         read_corpus(["a.txt"], encoding="utf-99")
