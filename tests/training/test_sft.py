@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import grpo_lab
 import pytest
 import sft_lab
 import torch
@@ -223,6 +224,19 @@ def test_a_tokenizer_of_another_model_is_refused(lab):
     shutil.copy(lab / "llama/table.jsonl", folder)
     with pytest.raises(ConfigError, match=r"gives the token 306, and the model knows 288"):
         sft_lab.run(folder, "run")
+
+
+def test_a_gpt_oss_with_a_tokenizer_of_its_own_reads_headings(lab):
+    folder = lab / "own"
+    shutil.copytree(lab / "gptoss/model", folder / "model")
+    shutil.copy(lab / "gptoss/table.jsonl", folder)
+    grpo_lab.byte_tokenizer().save_pretrained(folder / "model")
+    text = (folder / "model/tokenizer.json").read_text().replace("<|channel|>", "<|other|>")
+    (folder / "model/tokenizer.json").write_text(text)
+    found = plan(sft_lab.settings(folder, prompt_template="auto", max_length=512))
+    assert found["first_prompt"].endswith("### Response:\n")
+    found = plan(sft_lab.settings(lab / "gptoss", prompt_template="auto", max_length=512))
+    assert found["first_prompt"].endswith("<|start|>assistant")
 
 
 def test_a_plan_shows_the_first_example_and_counts_everything(lab):

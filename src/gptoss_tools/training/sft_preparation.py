@@ -217,13 +217,17 @@ def _found(path: str, home: str | None) -> str:
 def _prompter(
     settings: SftSettings, tokenizer: Any, is_gpt_oss: bool, home: str | None
 ) -> Prompter:
-    if is_gpt_oss and tokenizer is not None:
-        HarmonyTokens.from_tokenizer(tokenizer)  # refuses a tokenizer that is none of gpt-oss's
+    harmony = is_gpt_oss
+    if harmony and tokenizer is not None:
+        try:
+            HarmonyTokens.from_tokenizer(tokenizer)
+        except ConfigError:  # a small gpt-oss of one's own, with a tokenizer of its own
+            harmony = False
     name = settings.prompt_template
     return choose_prompter(
         _found(name, home) if name.endswith(".json") else name,
         tokenizer,
-        harmony=is_gpt_oss,
+        harmony=harmony,
         date=settings.date or "",
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
