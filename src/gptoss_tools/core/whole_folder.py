@@ -65,12 +65,14 @@ def whole_folder(final: Path, *, replace: bool = False, **facts: Any) -> Iterato
 def _lock_folder(partial: Path, final: Path) -> int:
     """Make `partial` and lock it; the system drops the lock if this process dies."""
     while True:
+        made = False
         try:
             partial.mkdir(parents=True, exist_ok=True)
+            made = True
             handle = os.open(partial, os.O_RDONLY)
-        except FileNotFoundError:  # another writer's folder got its name just now
-            continue
         except OSError as error:
+            if made and error.errno == errno.ENOENT:  # another writer's got its name just now
+                continue
             raise RunFolderError(
                 f"{final} cannot be written: {error.strerror}",
                 hint="name another folder with --out",
