@@ -203,7 +203,7 @@ def test_a_run_that_shares_prompts_is_resumed_exactly_and_starts_like_one_that_d
 def test_completions_are_drawn_without_dropout(tmp_path, share):
     run = lab.trainer(tmp_path, dropout=0.5, share_prompts=share, **GROUPS)
     run.model.train()
-    prompts = run._tokenize_prompts([row["prompt"] for row in run.train_dataset])[0]
+    prompts = run._tokenize_prompts([row["prompt"] for row in run.train_dataset])[0] * 2
     torch.manual_seed(0)
     drawn = run._generate_single_turn(prompts, None, {}, 4)[0]
     assert run.model.training
