@@ -151,3 +151,35 @@ def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="does not name its base"):
         loading.base_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda tensors: {k: v * float("nan") for k, v in tensors.items()}, "holds NaN"),
+        (lambda tensors: dict(list(tensors.items())[1:]), "it lacks"),
+        (lambda tensors: tensors | {"base_model.model.x.lora_A.weight": torch.ones(1)}, "no place"),
+    ],
+)
+def test_an_adapter_that_peft_would_load_in_part_is_refused(damage, words, folder, tmp_path):
+    model = get_peft_model(loading.load_model(folder, device="cpu"), lora_config(r=2))
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file(damage(load_file(weights)), weights)
+    with pytest.raises(DataError, match=words):
+        loading.load_with_adapter(None, tmp_path, device="cpu")
+    weights.unlink()
+    with pytest.raises(DataError, match=r"holds no adapter_model\.safetensors"):
+        loading.load_with_adapter(None, tmp_path, device="cpu")
+
+
+def test_a_cut_off_shard_and_a_damaged_tokenizer_are_said_in_a_sentence(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    shard = min(broken.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match="broken cannot be loaded"):
+        loading.load_model(broken, device="cpu")
+    (broken / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="no tokenizer that can be loaded"):
+        loading.load_tokenizer(broken)

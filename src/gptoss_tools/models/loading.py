@@ -18,14 +18,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -58,6 +60,7 @@ ATTENTION = (
     "flash_attention_4",
 )
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
+_ADAPTER_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 _TODAY = 'strftime_now("%Y-%m-%d")'
 
 
@@ -146,10 +149,22 @@ def load_model(
     if is_gpt_oss and not quantized:
         chosen = "grouped_mm" if experts_implementation == "auto" else experts_implementation
         options["experts_implementation"] = chosen
-    with quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, **options
-        )
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, **options
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if not Path(path).is_dir():
+            raise _unreachable(path, error) from error
+        # transformers' RuntimeErrors point to a report that is never shown.
+        unfit = "its tensors are not those that config.json asks for"
+        reason = unfit if isinstance(error, RuntimeError) else first_line(error)
+        raise DataError(
+            f"model {path} cannot be loaded: {reason}", hint="fetch or copy it again, whole"
+        ) from error
     model, report = loaded
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(key) for key in report[problem]):
@@ -187,8 +202,16 @@ def load_tokenizer(
     """
     path = resolve_model(name, cache_dir=cache_dir)
     read_config(path, any_family=any_family)  # the same clear refusals as for the model
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(path)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # a damaged file raises whatever its content happens to mean
+        if not Path(path).is_dir():
+            raise _unreachable(path, error) from error
+        raise DataError(
+            f"{path} holds no tokenizer that can be loaded",
+            hint="copy tokenizer.json and tokenizer_config.json of the model there, whole",
+        ) from error
     tokenizer.padding_side = "left"
     if date is not None and tokenizer.chat_template:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
@@ -211,15 +234,40 @@ def load_with_adapter(
     if is_mixlora(adapter):
         load_mixlora(model, adapter, trainable=trainable)
         return model
+    if not any((Path(adapter) / name).is_file() for name in _ADAPTER_FILES):
+        raise DataError(f"adapter {adapter} holds no {_ADAPTER_FILES[0]}", hint="copy it again")
     try:
-        with quiet():
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        reason = _misfit(loaded, adapter)
+        cause = None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a damaged config raises whatever its values happen to mean
+        reason, cause = first_line(error), error
+    if reason:
         raise DataError(
             f"adapter {adapter} cannot be put on {base or named}: {reason}",
             hint="is it whole, and was it trained on this base model?",
-        ) from error
+        ) from cause
+    return loaded
+
+
+def _misfit(model: PeftModel, adapter: str | Path) -> str:
+    """What PEFT lets pass: tensors that found no place or are lacking, and what is no number."""
+    wanted: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name, tensor in wanted.items():
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name} holds NaN or infinity"
+    path = Path(adapter) / _ADAPTER_FILES[0]
+    if not path.is_file():  # a pickle, whose names are not to be had without its tensors
+        return ""
+    with safe_open(path, framework="pt") as file:
+        held = set(file.keys())
+    if lacking := sorted(wanted.keys() - held):
+        return f"it lacks {lacking[0]}"
+    foreign = sorted(name for name in held - wanted.keys() if "lora_" in name)
+    return f"the model has no place for {foreign[0]}" if foreign else ""
 
 
 @contextlib.contextmanager
