@@ -39,5 +39,5 @@ def resume(settings: ResumeSettings, loaded: Loaded) -> None:
             on_notice=out.notice,
             cache_dir=cache_dir(),
         )
-    out.result(vars(outcome))
-    out.hint(f"gptoss test-adapter {outcome.run}")
+    out.result({name: value for name, value in vars(outcome).items() if value is not None})
+    out.hint(f"gptoss generate {outcome.run} --prompt ...")
