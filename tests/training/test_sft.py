@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from gptoss_tools.core.history import read_metrics
 from gptoss_tools.core.runs import open_run
-from gptoss_tools.errors import ConfigError, DataError, MachineError
+from gptoss_tools.errors import ConfigError, DataError, MachineError, TrainingError
 from gptoss_tools.models.adapters import attach_adapter
 from gptoss_tools.models.mixlora import load as load_mixlora
 from gptoss_tools.settings import SftSettings
@@ -210,6 +210,13 @@ def test_what_cannot_work_is_refused_before_anything_is_written(lab, monkeypatch
     with pytest.raises(MachineError, match="training all of this model needs about"):
         sft_lab.run(lab / "gptoss", "refused", adapter="none")
     assert not (folder / "refused").exists() and not (lab / "gptoss/refused").exists()
+
+
+def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(lab):
+    with pytest.raises(TrainingError, match=r"the loss of step \d is (nan|inf)"):
+        sft_lab.run(lab / "llama", "nan", adapter="none", learning_rate=1e30, save_steps=1)
+    run = open_run(lab / "llama" / "nan")
+    assert all(record["loss"] is not None for record in read_metrics(run.metrics_path))
 
 
 def test_a_tokenizer_of_another_model_is_refused(lab):

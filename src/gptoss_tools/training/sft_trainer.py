@@ -6,6 +6,7 @@ What TRL would fill in with a surprise is set here: its MoE loss (on, with gpt-o
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import datasets
@@ -15,7 +16,7 @@ from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from gptoss_tools.errors import ConfigError
+from gptoss_tools.errors import ConfigError, TrainingError
 from gptoss_tools.models.adapters import auxiliary_losses
 from gptoss_tools.models.machine import resolve_device, weight_type
 from gptoss_tools.settings.sft import SftSettings
@@ -66,6 +67,7 @@ def make_config(settings: SftSettings, output_dir: str, world_size: int = 1) -> 
         "disable_tqdm": True,
         "save_strategy": "steps",
         "save_total_limit": None,  # Trainer would look for checkpoint-N, ours are step-N
+        "logging_nan_inf_filter": False,  # it would show such a loss as 0
     }
     try:
         return SFTConfig(**values)
@@ -133,6 +135,15 @@ class SftTrainer(SteadySaves, SFTTrainer):
             self._metrics["train"][f"{name}_loss"].append(mean.item())
         steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
         return loss + sum(part.to(loss.device) for part in parts.values()) / steps
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Extends TRL's: raise TrainingError where the loss is no number, before it is saved."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingError(
+                f"the loss of step {self.state.global_step} is {logs['loss']}",
+                hint="start another run with a smaller learning_rate; is the base model sound?",
+            )
+        super().log(logs, start_time)
 
     def extra_state(self) -> dict[str, Any]:
         """What TRL counts between two log lines."""

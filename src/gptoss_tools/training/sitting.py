@@ -138,6 +138,11 @@ def _explained(run: Run, settings: Any, trainer: Any) -> Iterator[None]:
             "the last checkpoint",
         ) from error
     except RuntimeError as error:
+        if "probability tensor contains" in str(error):  # torch's word for logits of NaN
+            raise TrainingError(
+                f"the model's answers are no numbers after step {trainer.state.global_step}",
+                hint="start another run with a smaller learning_rate; is the base model sound?",
+            ) from error
         # torch.save says nothing better when its zip archive cannot grow.
         if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
             raise
