@@ -38,7 +38,10 @@ def test_a_fingerprint_tells_values_apart_and_not_the_order_of_keys():
     assert len({fingerprint(part) for part in (1, "1", 1.5, [1], {"a": 1}, None, "\ud800")}) == 7
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"format": 1}', '{"stages": 3}', '{"stages": {"train": {}}}'],
+)
 def test_a_file_that_is_no_book_is_refused(tmp_path, text):
     (tmp_path / "pipeline.json").write_text(text)
     with pytest.raises(RunFolderError, match="cannot be read"):

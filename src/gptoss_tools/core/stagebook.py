@@ -26,7 +26,11 @@ class Book:
         self.path = folder / NAME
         self.stages: dict[str, dict[str, Any]] = {}
         try:
-            self.stages = json.loads(self.path.read_text(encoding="utf-8"))["stages"]
+            stages = json.loads(self.path.read_text(encoding="utf-8"))["stages"]
+            self.stages = {str(name): {**stage} for name, stage in dict(stages).items()}
+            for name, stage in self.stages.items():
+                if not isinstance(stage.get("fingerprint"), str):
+                    raise TypeError(f"stage {name} has no fingerprint")
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
