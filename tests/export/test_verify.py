@@ -260,3 +260,33 @@ def test_the_published_table_of_the_20b_has_459_tensors_and_its_bytes():
         for name, shape in shapes.items()
     )
     assert (len(shapes), size) == (459, 13_761_264_768)
+
+
+@pytest.mark.parametrize("name", ["adapter.gguf", "adapter_config.json"])
+def test_one_other_byte_beside_the_weights_of_an_adapter_is_found(name, base, adapter, tmp_path):
+    pytest.importorskip("gguf")
+    export("adapter", adapter, base, tmp_path / "out")
+    path = tmp_path / "out" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (problem,) = verify_export(tmp_path / "out").problems
+    assert problem.startswith(f"{name} is not what was exported")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lora_alpha": "x"}, "lora_alpha in adapter_config.json is 'x'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha in adapter_config.json is nan"),
+        ({"r": None}, "r in adapter_config.json is None"),
+        ({"rank_pattern": [1]}, "rank_pattern in adapter_config.json holds no patterns"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern in adapter_config.json holds no patterns"),
+    ],
+)
+def test_an_adapter_config_that_holds_no_numbers_is_refused(change, words, base, adapter, tmp_path):
+    damaged = shutil.copytree(adapter, tmp_path / "adapter")
+    edit(damaged / "adapter_config.json", lambda config: config.update(change))
+    with pytest.raises(DataError, match=re.escape(words)):
+        export("mxfp4", damaged, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -70,21 +70,31 @@ class Change:
 
 def scale_of(module: str, rank: int, config: dict[str, Any]) -> float:
     """The factor of B @ A: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
-    alpha = by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    alpha = by_pattern(config, "alpha_pattern", module, "lora_alpha")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def rank_of(module: str, config: dict[str, Any]) -> int:
     """The rank that the adapter's config gives a module."""
-    return by_pattern(config.get("rank_pattern") or {}, module, config.get("r", 8))
+    return int(by_pattern(config, "rank_pattern", module, "r"))
 
 
-def by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of the module's name, from a dot on."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def by_pattern(config: dict[str, Any], key: str, module: str, default: str) -> float:
+    """PEFT's rule: the first pattern that matches the end of the module's name, from a dot on.
+
+    Raises DataError where the config holds no patterns or no finite number there.
+    """
+    value, patterns = config.get(default, 8), config.get(key) or {}
+    try:
+        for pattern, own in patterns.items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                value = own
+                break
+    except (AttributeError, re.error) as error:
+        raise DataError(f"{key} in adapter_config.json holds no patterns: {error}") from error
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{default} in adapter_config.json is {value!r} for {module}, not a number")
+    return value
 
 
 def same_shape(ref: TensorRef, shape: tuple[int, ...], what: str) -> None:

@@ -96,12 +96,17 @@ def _module(name: str) -> str:
 
 
 def write_record(adapter_dir: Path, folder: Path, report: ExportReport) -> None:
-    """Write export.json: format, base, adapter hashes, training, rounding; no local paths."""
+    """Write export.json: format, base, hashes, training, rounding; no local paths.
+
+    Of an unmerged adapter the files that are there by now are hashed too.
+    """
+    unmerged = sorted(path for path in folder.iterdir() if report.format == "adapter")
     record = {
         "format": report.format,
         "base": report.base_name,
         "adapter_sha256": sha256(adapter_dir / adapters.WEIGHTS),
         "adapter_config_sha256": sha256(adapter_dir / adapters.CONFIG),
+        "files_sha256": {path.name: sha256(path) for path in unmerged if path.suffix != ".md"},
         "training": _training(adapter_dir),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "bytes_total": report.bytes_total,

@@ -187,8 +187,10 @@ def _adapter(folder: Path, record: dict[str, Any], base_dir: Path | None) -> Ite
     if not path.is_file():
         yield f"{path.name} is missing"
         return
-    if sha256(path) != record.get("adapter_sha256"):
-        yield f"{path.name} is not what was exported: its SHA-256 differs from {RECORD}'s"
+    hashes = {path.name: record.get("adapter_sha256")} | dict(record.get("files_sha256") or {})
+    for name, digest in hashes.items():
+        if (folder / name).is_file() and sha256(folder / name) != digest:
+            yield f"{name} is not what was exported: its SHA-256 differs from {RECORD}'s"
     try:
         if base_dir is not None:
             adapters.read_adapter(folder, open_checkpoint(base_dir))
