@@ -150,7 +150,8 @@ def _product(
     inputs = groups * mxfp4.BLOCK
     if not hit:
         return rows.new_empty(0, inputs if backward else outputs)
-    step = min(chunk or len(hit), len(hit))
+    # A processor is fastest with one expert in its cache, a GPU with one launch for all.
+    step = min(chunk or (len(hit) if rows.is_cuda else 1), len(hit))
     if rows.is_cuda:  # the kernels take either layout
         scratch = rows.new_empty(step, outputs, inputs)
     else:  # the layout that transformers has, for the same bits
@@ -185,7 +186,8 @@ class PackedExperts(nn.Module):
 
     Takes sizes and biases from `base`, whose weights may be on the meta device; blocks and scales
     are buffers under the checkpoint's names, empty until a checkpoint fills them. The biases' dtype
-    is the one computed in. `chunk` experts are unpacked at a time, None for all that have tokens.
+    is the one computed in. `chunk` experts are unpacked at a time; None is one on a CPU, and
+    all that have tokens on a GPU.
     """
 
     _apply_gate: Any = GptOssExperts._apply_gate
