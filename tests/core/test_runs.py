@@ -180,6 +180,16 @@ def test_a_run_that_trained_a_whole_model_has_that_and_no_adapter(tmp_path):
     assert selected.path == run.path and selected.selected == run.checkpoint_path_for(20)
 
 
+def test_a_model_folder_means_the_run_it_is_in_and_is_none_itself(tmp_path):
+    run = claim(tmp_path / "run", {"settings": {"model": "tiny"}})
+    for folder in (run.model_path, tmp_path / "model"):
+        folder.mkdir()
+        write_json(folder / "config.json", {"model_type": "llama"})
+    assert open_run(run.model_path) == Run(run.path)
+    with pytest.raises(RunFolderError, match="is a model, not a run"):
+        open_run(tmp_path / "model")
+
+
 def test_an_adapter_folder_of_no_run_is_opened_too(tmp_path):
     (tmp_path / "lone").mkdir()
     (tmp_path / "lone" / "adapter_config.json").write_text("{}")

@@ -102,6 +102,8 @@ def test_experts_into_mxfp4_need_a_word_and_bf16_does_not(expert_adapter, base, 
 def test_a_model_is_no_target(base, gptoss):
     code, out, err = gptoss("export", base)
     assert (code, out) == (2, "") and "is a model, not an adapter" in err
+    code, out, err = gptoss("export", "misspelt/run")
+    assert (code, out) == (2, "") and "misspelt/run is no folder here" in err
 
 
 def change_base(folder: Path, name: str, change) -> None:

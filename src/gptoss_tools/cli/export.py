@@ -38,12 +38,14 @@ def export(settings: ExportSettings, loaded: Loaded) -> None:
         repo_id = require_push(token, settings.repo_id)
     from ..evaluation.sources import find_source
     from ..export.formats import export as write
+    from ..models.names import TINY
     from ..models.snapshot import checkpoint_folder
 
     source = find_source(settings.target, settings.base)
     if source.adapter is None:
+        here = source.run or source.base == TINY or Path(source.base).is_dir()
         raise RunFolderError(
-            f"{settings.target} is a model, not an adapter",
+            f"{settings.target} is {'a model, not an adapter' if here else 'no folder here'}",
             hint="name a run, a checkpoint or an adapter folder; --base names the model",
         )
     build_tiny_first(source.base)

@@ -220,7 +220,11 @@ def open_run(target: str | Path = HOME / LATEST) -> Run:
     is_checkpoint = STEP_NAME.fullmatch(path.name) is not None  # of a whole model, say
     has_config = (path / "config.json").is_file()
     if has_config and not is_checkpoint and not (path / "adapter_config.json").is_file():
-        return Run(path)
+        if "model_type" not in Run(path).config:
+            return Run(path)
+        if path.name == "model" and "settings" in Run(path.parent).config:
+            return Run(path.parent)
+        raise RunFolderError(f"{path} is a model, not a run", hint="name a run folder: ls runs")
     parent = path.parent.parent if is_checkpoint else path.parent
     if is_checkpoint:
         if not is_complete(path):

@@ -73,8 +73,9 @@ class Planned:
             kept = merged if self.exact else merged.to(stored.dtype)
             sums.add(stored, merged, kept)
             if not math.isfinite(sums.kept + sums.error):  # NaN and infinity reach the sums
+                base = change.base
                 raise DataError(
-                    f"merging {change.base.name} gives values too large for {change.base.kind}"
+                    f"merging {base.name} gives NaN or values too large for {base.kind}"
                 )
             yield _as_bytes(kept.float() if self.kind == Kind.F32 else kept)
 

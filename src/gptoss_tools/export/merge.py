@@ -221,4 +221,4 @@ def measure(
     """Add a piece to the sums. Raises DataError where merging left the range of the stored type."""
     sums.add(stored, merged, rounded)
     if not math.isfinite(sums.kept + sums.error):  # NaN and infinity reach the sums
-        raise DataError(f"merging {ref.name} gives values too large for {ref.kind}")
+        raise DataError(f"merging {ref.name} gives NaN or values too large for {ref.kind}")
