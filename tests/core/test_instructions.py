@@ -225,3 +225,8 @@ def test_a_hub_id_out_of_reach_says_so_and_a_mistyped_path_is_no_hub_id(tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="tables/rows does not exist"):
         load_instructions("tables/rows")
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(DataError, match="a path is empty"):
+        load_instructions([""])

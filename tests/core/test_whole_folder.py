@@ -170,9 +170,9 @@ def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing(tmp_path):
 
 
 def test_a_place_that_can_hold_no_folder_is_refused_at_once():
-    with pytest.raises(RunFolderError, match="/proc/new cannot be written"):
-        with whole_folder(Path("/proc/new")):
-            pass
+    refused = pytest.raises(RunFolderError, match="/proc/new cannot be written")
+    with refused, whole_folder(Path("/proc/new")):
+        pass
 
 
 def test_other_errors_pass_as_they_are(tmp_path):

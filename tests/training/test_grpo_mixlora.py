@@ -69,6 +69,11 @@ def test_a_kl_term_is_refused_because_trl_would_load_another_model():
         run_lab.TrainSettings(adapter="mixlora", beta=0.1)
 
 
+def test_modules_to_adapt_are_refused_because_a_mixlora_adapts_all():
+    with pytest.raises(ValueError, match="no meaning for a MixLoRA"):
+        run_lab.TrainSettings(adapter="mixlora", lora_target_modules=["q_proj"])
+
+
 def test_another_number_of_experts_cannot_go_on(lab):
     with pytest.raises(ConfigError, match="num_experts was 3"):
         again = run_lab.settings(lab, "whole", resume=str(lab / "whole"), num_experts=4)

@@ -128,7 +128,8 @@ def _files(path: str) -> list[Path]:
     """Tables as every command finds them, and JSON files, which only this one reads."""
     if Path(path).suffix.lower() == ".json" and Path(path).is_file():
         return [Path(path)]
-    pattern = f"{path}/**/*.json" if Path(path).is_dir() else path
+    # An empty path is refused by `expand`; here it would become the root of the file system.
+    pattern = f"{path}/**/*.json" if path and Path(path).is_dir() else path
     names = glob.glob(pattern, recursive=True)
     found = [Path(name) for name in sorted(names) if name.endswith(".json")]
     try:

@@ -77,6 +77,8 @@ class AdapterSettings(LoraSettings):
     def _consistent_adapter(self) -> AdapterSettings:
         if self.adapter == "mixlora" and self.experts_per_token > self.num_experts:
             raise ValueError("experts_per_token is more than num_experts")
+        if self.adapter == "mixlora" and self.lora_target_modules != ["all-linear"]:
+            raise ValueError("lora_target_modules has no meaning for a MixLoRA, which adapts all")
         if "experts" in self.lora_target_modules and self.lora_dropout:
             raise ValueError("lora_dropout must be 0 when lora_target_modules holds `experts`")
         return self
