@@ -2,11 +2,14 @@
 
 import json
 import multiprocessing
+import os
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_lab import HURRIED
@@ -159,6 +162,24 @@ def test_the_same_recipe_gives_the_same_bytes_and_leaves_the_random_state(prompt
     assert torch.equal(torch.rand(3), expected)
     assert [(step, steps) for step, steps, _ in progress] == [(n + 1, 6) for n in range(6)]
     assert files(first) == files(build_tiny(tmp_path / "b", prompts=prompts, recipe=HURRIED))
+
+
+@pytest.mark.timeout(120)
+def test_it_is_built_alone_among_several_processes_and_leaves_no_trace(
+    prompts, tmp_path, monkeypatch
+):
+    alone = files(build_tiny(tmp_path / "alone", prompts=prompts, recipe=HURRIED))
+    # as torchrun sets them; the other process waits for the model, so nobody answers
+    around = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (around | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}).items():
+        monkeypatch.setenv(name, value)
+    states = (PartialState, AcceleratorState)
+    held = [dict(state._shared_state) for state in states]
+    environment, draws, numpy_draws = dict(os.environ), random.getstate(), np.random.get_state()
+    assert files(build_tiny(tmp_path / "amid", prompts=prompts, recipe=HURRIED)) == alone
+    assert [dict(state._shared_state) for state in states] == held
+    assert (dict(os.environ), random.getstate()) == (environment, draws)
+    assert np.array_equal(np.random.get_state()[1], numpy_draws[1])
 
 
 def test_prompts_without_facts_are_taught_too(tmp_path):

@@ -95,7 +95,7 @@ def test_the_loss_is_the_mean_over_all_next_tokens_as_the_model_itself_counts_it
     own = trainer(lab)
     own.model.eval()
     windows = own.tokens.windows(Purpose.TRAIN, np.array([3, 70]))
-    loss = own.compute_loss(own.model, collate(windows))
+    loss = own.loss(own.model, collate(windows))
     # transformers shifts labels itself: of 9 tokens it asks the last 8
     torch.testing.assert_close(loss, own.model(windows, labels=windows).loss)
 

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Sampler
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -20,6 +18,7 @@ from transformers import (
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.models.adapters import auxiliary_losses
 from gptoss_tools.models.machine import resolve_device
+from gptoss_tools.models.text_training import OrderedTrainer, training_arguments
 from gptoss_tools.settings import PretrainSettings
 from gptoss_tools.training.pretraining_data import (
     Purpose,
@@ -57,26 +56,21 @@ def make_arguments(
             hint="make windows_per_step a multiple of the number of processes",
         )
     on_cpu = resolve_device(settings.device).type == "cpu"
-    return TrainingArguments(
+    return training_arguments(
+        output_dir,
+        on_cpu=on_cpu,
         **{name: getattr(settings, name) for name in SAME_NAME},
-        output_dir=output_dir,
         per_device_train_batch_size=rows // world_size,
         bf16=settings.dtype == "bfloat16" or (settings.dtype == "auto" and not on_cpu),
-        use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and world_size > 1 else None,
         ddp_find_unused_parameters=False,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
-        logging_nan_inf_filter=False,  # a loss that is no number is news
-        disable_tqdm=True,
-        report_to=[],  # trackers come as callbacks
         save_strategy="steps",
         save_total_limit=None,  # Trainer would look for checkpoint-N, ours are step-N
     )
 
 
-class PretrainTrainer(SteadySaves, Trainer):
+class PretrainTrainer(SteadySaves, OrderedTrainer):
     """Train on next tokens, and measure both parts of the corpus when asked to evaluate.
 
     `first` and `last` hold the first and the newest figures of this sitting.
@@ -101,6 +95,14 @@ class PretrainTrainer(SteadySaves, Trainer):
         # A new gpt-oss has to learn to use all its experts; one that was trained does so already.
         self.balance = settings.from_ is None and settings.model_type == "gpt-oss"
         super().__init__(
+            # A pure function of (seed, micro-step), wherever the run goes on from.
+            order=WindowOrder(
+                tokens,
+                seed=args.seed,
+                rows=self.rows,
+                micro_steps=args.max_steps * args.gradient_accumulation_steps,
+                done=lambda: self.state.global_step * args.gradient_accumulation_steps,
+            ),
             model=model,
             args=args,
             train_dataset=WindowData(tokens, length),
@@ -109,19 +111,8 @@ class PretrainTrainer(SteadySaves, Trainer):
             callbacks=[*(callbacks or []), _Measuring(self)],
         )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        """Replaces Trainer's shuffle: windows are a pure function of (seed, micro-step)."""
-        accumulated = self.args.gradient_accumulation_steps
-        return WindowOrder(
-            self.tokens,
-            seed=self.args.seed,
-            rows=self.rows,
-            micro_steps=self.args.max_steps * accumulated,
-            done=lambda: self.state.global_step * accumulated,
-        )
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Replaces Trainer's: every token of a window is a target, the one after it included."""
+    def loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The mean over every token of a window, and what routers add in training."""
         options = {"output_router_logits": True} if self.balance and model.training else {}
         outputs = model(input_ids=inputs["input_ids"], use_cache=False, **options)
         logits = outputs.logits.float().flatten(0, 1)
@@ -131,7 +122,7 @@ class PretrainTrainer(SteadySaves, Trainer):
                 loss = loss + self.settings.router_aux_loss_coef * outputs.aux_loss
             for extra in auxiliary_losses(self.accelerator.unwrap_model(model)).values():
                 loss = loss + extra
-        return (loss, outputs) if return_outputs else loss
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Extends Trainer's: count tokens, and epochs in passes over them instead of over steps."""
@@ -181,7 +172,7 @@ class PretrainTrainer(SteadySaves, Trainer):
                 starts = self.tokens.draw(purpose, self.args.seed, batch, self.rows)
                 mine = starts[rank * share : (rank + 1) * share]
                 inputs = self._prepare_inputs(collate(self.tokens.windows(purpose, mine)))
-                losses.append(self.compute_loss(model, inputs))
+                losses.append(self.loss(model, inputs))
         model.train(training)
         gathered: Any = self.accelerator.gather(torch.stack(losses)[None])
         return gathered.mean(dim=0).double().cpu().numpy()
