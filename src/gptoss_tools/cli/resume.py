@@ -40,4 +40,7 @@ def resume(settings: ResumeSettings, loaded: Loaded) -> None:
             cache_dir=cache_dir(),
         )
     out.result({name: value for name, value in vars(outcome).items() if value is not None})
-    out.hint(f"gptoss generate {outcome.run} --prompt ...")
+    if (outcome.run / "sample.txt").is_file():  # pretrain: what it writes is there already
+        out.hint(f"cat {outcome.run}/sample.txt")
+    else:
+        out.hint(f"gptoss generate {outcome.run} --prompt ...")

@@ -132,6 +132,8 @@ def _explained(run: Run, settings: Any, trainer: Any) -> Iterator[None]:
         smaller = "num_generations or a shorter max_completion_length"
         if not hasattr(settings, "num_generations"):
             smaller = "rows per step (per_device_train_batch_size) or shorter ones"
+        if hasattr(settings, "windows_per_step"):
+            smaller = "windows_per_step or a shorter block_size"
         raise TrainingError(
             f"the GPU ran out of memory after step {trainer.state.global_step}",
             hint=f"start another run with fewer {smaller}; gptoss resume {run.path} goes on from "
