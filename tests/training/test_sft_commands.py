@@ -24,6 +24,7 @@ OVERRIDDEN = {
     "_save_checkpoint": "model, trial",
     "_load_from_checkpoint": "resume_from_checkpoint, model",
     "_load_optimizer_and_scheduler": "checkpoint",
+    "log": "logs, start_time",
 }
 COLOURS = [{"instruction": f"Say {word}", "output": word} for word in sft_lab.WORDS]
 CHATML = (
