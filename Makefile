@@ -36,6 +36,7 @@ fast: env
 bench: env
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/shared_prompts.py
 
 check: env
 	$(BIN)/ruff check .
