@@ -17,6 +17,7 @@ from ..settings import AnswerSettings, GenerateSettings, TestAdapterSettings
 if TYPE_CHECKING:  # both load heavy libraries, which no help should pay for
     from ..core.data import DecisionTable
     from ..evaluation.policy import Answer, Policy
+    from ..training.outcome import Outcome
 
 
 def cache_dir() -> Path:
@@ -42,6 +43,36 @@ def build_tiny_first(name: str) -> None:
             shown[0](step, total=steps, loss=loss)
 
         tiny_path(cache_dir(), on_progress=show)
+
+
+def train_or_plan(settings: Any, loaded: Loaded, base: str) -> Outcome | None:
+    """Train as the settings of any training command say; with dry_run show the plan, return None.
+
+    `base` is the model that training starts from: `tiny` is built first.
+    """
+    from ..training.train import plan, train
+
+    explicit = loaded.explicit - {"resume", "allow_changes"}
+    if settings.dry_run:
+        out.result(plan(settings, explicit))
+        return None
+    if settings.resume is None:
+        build_tiny_first(base)
+    with out.progress("step", settings.max_steps) as update:
+        return train(
+            settings,
+            explicit=explicit,
+            origins=loaded.origins,
+            command=loaded.line,
+            on_step=show_step(update),
+            on_notice=out.notice,
+            cache_dir=cache_dir(),
+        )
+
+
+def measured(outcome: Outcome) -> dict[str, Any]:
+    """Return what is known of a finished run: GRPO has no use for a held-out loss, say."""
+    return {name: value for name, value in vars(outcome).items() if value is not None}
 
 
 def hub_token() -> str | None:

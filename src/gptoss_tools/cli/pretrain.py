@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..console import out
 from ..load import Loaded
 from ..settings import PretrainSettings
-from .common import build_tiny_first, cache_dir, show_step
+from .common import measured, train_or_plan
 from .options import command
 
 
@@ -26,28 +26,13 @@ def pretrain(settings: PretrainSettings, loaded: Loaded) -> None:
     in RUN/checkpoints. A run that goes on takes everything from its checkpoint; data and settings
     that are given may differ, and each difference is told (docs/pretrain.md).
     """
-    from ..training.train import plan, train
-
-    explicit = loaded.explicit - {"resume", "allow_changes"}
     for note in loaded.notes:
         out.notice(note)
-    if settings.dry_run:
-        out.result(plan(settings, explicit))
+    outcome = train_or_plan(settings, loaded, settings.from_ or "")
+    if outcome is None:
         return
-    if settings.resume is None:
-        build_tiny_first(settings.from_ or "")
-    with out.progress("step", settings.max_steps) as update:
-        outcome = train(
-            settings,
-            explicit=explicit,
-            origins=loaded.origins,
-            command=loaded.line,
-            on_step=show_step(update),
-            on_notice=out.notice,
-            cache_dir=cache_dir(),
-        )
     sample = outcome.run / "sample.txt"
-    figures = {name: value for name, value in vars(outcome).items() if value is not None}
+    figures = measured(outcome)
     if outcome.eval_loss_first is not None and outcome.eval_loss is not None:
         figures["eval_loss_change"] = outcome.eval_loss - outcome.eval_loss_first
     if sample.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..console import out
 from ..load import Loaded
 from ..settings import ResumeSettings
-from .common import cache_dir, show_step
+from .common import cache_dir, measured, show_step
 from .options import command
 
 
@@ -39,7 +39,7 @@ def resume(settings: ResumeSettings, loaded: Loaded) -> None:
             on_notice=out.notice,
             cache_dir=cache_dir(),
         )
-    out.result({name: value for name, value in vars(outcome).items() if value is not None})
+    out.result(measured(outcome))
     if (outcome.run / "sample.txt").is_file():  # pretrain: what it writes is there already
         out.hint(f"cat {outcome.run}/sample.txt")
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..console import out
 from ..load import Loaded
 from ..settings import SftSettings
-from .common import build_tiny_first, cache_dir, show_step
+from .common import measured, train_or_plan
 from .options import command
 
 
@@ -26,23 +26,8 @@ def train_sft(settings: SftSettings, loaded: Loaded) -> None:
     The result ends in RUN/adapter or RUN/model, checkpoints in RUN/checkpoints. A run that was
     interrupted goes on with `gptoss resume RUN` and ends with the same bits as one that was not.
     """
-    from ..training.train import plan, train
-
-    explicit = loaded.explicit - {"resume", "allow_changes"}
-    if settings.dry_run:
-        out.result(plan(settings, explicit))
+    outcome = train_or_plan(settings, loaded, settings.model)
+    if outcome is None:
         return
-    if settings.resume is None:
-        build_tiny_first(settings.model)
-    with out.progress("step", settings.max_steps) as update:
-        outcome = train(
-            settings,
-            explicit=explicit,
-            origins=loaded.origins,
-            command=loaded.line,
-            on_step=show_step(update),
-            on_notice=out.notice,
-            cache_dir=cache_dir(),
-        )
-    out.result({name: value for name, value in vars(outcome).items() if value is not None})
+    out.result(measured(outcome))
     out.hint(f"gptoss generate {outcome.run} --prompt ...")

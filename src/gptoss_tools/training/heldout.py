@@ -12,65 +12,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 
 from gptoss_tools.core.data import DecisionTable
-from gptoss_tools.core.history import read_metrics
-from gptoss_tools.core.publish import read_manifest, remove
 from gptoss_tools.core.runs import Run
 from gptoss_tools.evaluation.metrics import Choices, assess
 from gptoss_tools.evaluation.policy import Policy, Source
 from gptoss_tools.settings import DecodingSettings, TrainSettings
+from gptoss_tools.training.measuring import Measuring
 from gptoss_tools.training.outcome import write_adapter
 
 if TYPE_CHECKING:
     from gptoss_tools.training.grpo import DecisionTrainer
 
 
-class HeldOut(TrainerCallback):
-    """Measure before the first step, every `eval_steps` steps and after the last one.
+class HeldOut(Measuring):
+    """Measure the regret of greedy answers.
 
-    `trainer` is set once there is one. Logged as eval_regret (with eval_regret_low and _high, a
+    Logged as eval_regret (with eval_regret_low and _high, a
     95 % interval over episodes), eval_reward, eval_top1, eval_invalid and, by phase, eval_regret/P.
     """
 
+    figure = "eval_regret"
     trainer: DecisionTrainer
 
     def __init__(self, run: Run, table: DecisionTable, settings: TrainSettings) -> None:
-        self.run, self.table, self.settings = run, table, settings
-        self.every = settings.eval_steps or settings.max_steps
-        self.best: float | None = None
+        super().__init__(run, settings.eval_steps or settings.max_steps)
+        self.table, self.settings = table, settings
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Measure the untrained adapter; forget a best one that lies ahead of a resumed run."""
-        step = state.global_step
-        if state.is_world_process_zero:
-            held = read_manifest(self.run.best_path)
-            if held is not None and held.get("step", 0) > step:
-                remove(self.run.best_path)  # of steps that are done again: it will come back
-            seen = [r for r in read_metrics(self.run.metrics_path) if r["step"] <= step]
-            regrets = [r["eval_regret"] for r in seen if r.get("eval_regret") is not None]
-            self.best = min(regrets, default=None) if step else None
-        if step == 0:
-            self._measure(step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Measure where it is due."""
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._measure(state.global_step)
-
-    def _measure(self, step: int) -> None:
+    def measure(self, step: int) -> None:
         """Answer, log, and keep the adapter if none was better, untrained included."""
         started = time.monotonic()
         figures = summary(assess(self.table, self._answers(), episodes=self._episodes()))
         figures["seconds"] = time.monotonic() - started
-        control = self.trainer.control
-        due = control.should_log
-        # Not the trainer's own `log`: TRL's would publish and forget its training metrics.
-        logs: dict[str, Any] = {f"eval_{name}": value for name, value in figures.items()}
-        Trainer.log(self.trainer, logs)
-        control.should_log = due  # logging has cleared it, and the step's own record is to come
+        self.log({f"eval_{name}": value for name, value in figures.items()})
         if self.trainer.accelerator.is_main_process:
             self._keep(step, figures["regret"])
         self.trainer.accelerator.wait_for_everyone()

@@ -11,52 +11,32 @@ import time
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
 
-from gptoss_tools.core.history import read_metrics
-from gptoss_tools.core.publish import read_manifest, remove
 from gptoss_tools.core.runs import Run
 from gptoss_tools.models.adapters import is_adapter
 from gptoss_tools.settings.sft import SftSettings
+from gptoss_tools.training.measuring import Measuring
 from gptoss_tools.training.outcome import write_adapter
 from gptoss_tools.training.sft_data import TokenRows
 from gptoss_tools.training.sft_trainer import SftTrainer
 
 
-class HeldOutLoss(TrainerCallback):
-    """Measure before the first step, every `eval_steps` steps and after the last one.
+class HeldOutLoss(Measuring):
+    """Measure the loss of the answers.
 
-    `trainer` is set once there is one. Logged: eval_loss, the mean over all learned tokens,
+    Logged: eval_loss, the mean over all learned tokens,
     eval_loss_se, its standard error with rows as the unit that was drawn, and
     eval_mean_token_accuracy, the share of tokens that were the likeliest.
     """
 
+    figure = "eval_loss"
     trainer: SftTrainer
 
     def __init__(self, run: Run, rows: TokenRows, settings: SftSettings) -> None:
-        self.run, self.rows, self.settings = run, rows, settings
-        self.every = settings.eval_steps or settings.max_steps or 1
-        self.best: float | None = None
+        super().__init__(run, settings.eval_steps or settings.max_steps or 1)
+        self.rows, self.settings = rows, settings
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Measure the untrained model; forget a best one that lies ahead of a resumed run."""
-        step = state.global_step
-        if state.is_world_process_zero:
-            held = read_manifest(self.run.best_path)
-            if held is not None and held.get("step", 0) > step:
-                remove(self.run.best_path)  # of steps that are done again: it will come back
-            seen = [r for r in read_metrics(self.run.metrics_path) if r["step"] <= step]
-            losses = [r["eval_loss"] for r in seen if r.get("eval_loss") is not None]
-            self.best = min(losses, default=None) if step else None
-        if step == 0:
-            self._measure(step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Measure where it is due."""
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._measure(state.global_step)
-
-    def _measure(self, step: int) -> None:
+    def measure(self, step: int) -> None:
         """Score, log, and keep the adapter if none was better, untrained included."""
         started, trainer = time.monotonic(), self.trainer
         loss, error, accuracy = mean_loss(gather_object(self._scores()))
@@ -66,9 +46,7 @@ class HeldOutLoss(TrainerCallback):
             "eval_mean_token_accuracy": accuracy,
             "eval_seconds": time.monotonic() - started,
         }
-        due = trainer.control.should_log
-        Trainer.log(trainer, logs)  # not TRL's, which would publish and forget training's metrics
-        trainer.control.should_log = due  # logging has cleared it: the step's record is to come
+        self.log(logs)
         if trainer.accelerator.is_main_process and (self.best is None or loss < self.best):
             self.best = loss
             if step and is_adapter(trainer.accelerator.unwrap_model(trainer.model)):
