@@ -48,6 +48,7 @@ from gptoss_tools.settings.pretrain import (
     SampleSettings,
 )
 from gptoss_tools.settings.remote import RemoteSettings
+from gptoss_tools.settings.rewards import JudgeSettings, RewardSettings
 from gptoss_tools.settings.sft import SftSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
@@ -84,6 +85,7 @@ __all__ = [
     "GenerateSettings",
     "GrpoLossSettings",
     "HeldOutSettings",
+    "JudgeSettings",
     "LoggingSettings",
     "LoraSettings",
     "LossType",
@@ -100,6 +102,7 @@ __all__ = [
     "RemoteSettings",
     "ReportSettings",
     "ResumeSettings",
+    "RewardSettings",
     "RolloutSettings",
     "RunSettings",
     "RunsSettings",

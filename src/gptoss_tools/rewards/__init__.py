@@ -1,0 +1,1 @@
+"""What answers earn beyond a table of values."""

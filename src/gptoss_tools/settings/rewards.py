@@ -1,0 +1,92 @@
+"""What a completion earns, and the judge that some rewards ask."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gptoss_tools.settings.groups import AtLeastZero, Positive, Settings
+
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class JudgeSettings(Settings):
+    """The model that grades answers by a rubric: any endpoint that speaks OpenAI's chat API."""
+
+    judge_model: str | None = Field(None, description="Name of the judge at its endpoint.")
+    judge_url: str | None = Field(
+        None, description="Base address of the judge, http://localhost:8000/v1 (default: OpenAI's)."
+    )
+    judge_timeout: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Seconds until one request to the judge has failed."
+    )
+    judge_retries: Annotated[int, Field(ge=0)] = Field(
+        4, description="Tries after the first where the judge is busy, broken or unreadable."
+    )
+    judge_concurrency: Positive = Field(16, description="Requests to the judge at one time.")
+    judge_cache: str | None = Field(
+        None, description="Folder of judgements already paid for (default: none is kept)."
+    )
+    judge_max_tokens: Positive = Field(512, description="Longest answer of the judge, in tokens.")
+    judge_prices: Annotated[list[AtLeastZero], Field(min_length=2, max_length=2)] = Field(
+        [0.0, 0.0], description="Price per million tokens, read and written, for the cost counter."
+    )
+
+
+class RewardSettings(JudgeSettings):
+    """Which rewards are added up, and what they go by."""
+
+    reward: Annotated[list[str], Field(min_length=1)] = Field(
+        ["decision"],
+        description="Rewards by name (gptoss rewards lists them) or pkg.mod:function; several "
+        "are added up.",
+    )
+    reward_weights: list[float] = Field([], description="A factor for each reward (default: 1).")
+    invalid_reward: float | Literal["mask", "worst"] = Field(
+        "worst",
+        description="Reward of an answer that is no action: `mask` leaves it out of group and "
+        "loss, `worst` counts it as the row's worst action (at most 0), a number is that number.",
+    )
+    reasoning_tags: Pair = Field(
+        ["<reasoning>", "</reasoning>"], description="What opens and closes the reasoning."
+    )
+    answer_tags: Pair = Field(
+        ["<answer>", "</answer>"], description="What opens and closes the answer."
+    )
+    format_rewards: Annotated[list[float], Field(min_length=3, max_length=3)] = Field(
+        [2.0, 0.5, -1.0], description="Reward `format`: exact structure, a part of it, none."
+    )
+    answer_pattern: str | None = Field(
+        None,
+        description="Reward `regex`: what the answer must match; a group must equal the row's "
+        "`answer`, where it has one.",
+    )
+    numeric_tolerance: AtLeastZero = Field(
+        1e-6, description="Reward `numeric`: largest difference, relative or absolute."
+    )
+    rubric_mode: Literal["explicit", "implicit"] = Field(
+        "explicit",
+        description="Reward `rubric`: the judge decides item by item, or rates 1 to 10 at once.",
+    )
+    rubric_weights: Annotated[list[AtLeastZero], Field(min_length=4, max_length=4)] = Field(
+        [1.0, 0.7, 0.3, 0.9],
+        description="Weights of Essential, Important, Optional and Pitfall items.",
+    )
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        # Runs made before there could be several hold a single name.
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> RewardSettings:
+        if self.reward_weights and len(self.reward_weights) != len(self.reward):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} numbers for "
+                f"{len(self.reward)} rewards"
+            )
+        if len(set(self.reward)) < len(self.reward):
+            raise ValueError("reward names one reward twice")
+        return self
