@@ -20,10 +20,17 @@ def spelled(name: str) -> str:
 
 
 class Settings(BaseModel):
-    """Base of every group: no unknown keys, no infinite numbers, no change after creation."""
+    """Base of every group: no unknown keys, no infinite numbers, no change after creation.
+
+    Validators are built when a class is first used: a help page needs none of them.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,
     )
 
 
