@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +21,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from goals import goal, write
 from measuring import machine
 
+COMMAND = "python benchmarks/shared_prompts.py"
 DRAWN = 32  # tokens of the generation measurement
 GOALS = {"forward, loss, backward": 5.0, "generation": 3.0, "whole step": 4.0}
 
@@ -184,33 +185,20 @@ def main() -> None:
             "whole step": whole_steps(table, *size, asked.steps),
         }
     rows = [
-        {
-            "name": name,
-            "trl_seconds": plain,
-            "shared_seconds": shared,
-            "value": plain / shared,
-            "goal": GOALS[name],
-            "better": "higher",
-            "met": plain / shared >= GOALS[name],
-        }
+        goal(f"shared prompts: {name}, times TRL's speed", plain / shared, GOALS[name], "higher")
+        | {"trl_seconds": plain, "shared_seconds": shared, "what": name}
         for name, (plain, shared) in measured.items()
     ]
     print(f"P {asked.prompt}, C {asked.completion} (generation {DRAWN}), G {asked.group}\n")
     print("| | TRL, s | prompts shared, s | ratio | goal |\n|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['name']} | {row['trl_seconds']:.2f} | {row['shared_seconds']:.2f} | "
+            f"| {row['what']} | {row['trl_seconds']:.2f} | {row['shared_seconds']:.2f} | "
             f"{row['value']:.1f} | {row['goal']:.0f} |"
         )
     if asked.out:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "asked": {**vars(asked), "out": None},
-            "machine": machine(Path.cwd()),
-            "rows": rows,
-        }
-        path = asked.out / "shared_prompts.json"
-        path.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        facts = {"asked": {**vars(asked), "out": None}, "machine": machine(Path.cwd())}
+        write(asked.out, "shared_prompts", COMMAND, facts | {"goals": rows})
 
 
 if __name__ == "__main__":
