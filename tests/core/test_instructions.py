@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from gptoss_tools.core.instruction_rows import Conversation, Instruction, Rendered
-from gptoss_tools.core.instructions import load_instructions, read_hub
+from gptoss_tools.core.instructions import load_instructions
+from gptoss_tools.core.sources import read_hub
 from gptoss_tools.errors import DataError, MachineError
 
 CAPITAL = {"instruction": "Name the capital.", "input": "France", "output": "Paris"}

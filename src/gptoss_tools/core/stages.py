@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ Stage = Literal["convert", "score", "train", "check"]
 
 HARMONY_SUFFIX = "_harmony"
 REWARD_SUFFIX = "_with_reward"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def expand(
@@ -57,10 +60,24 @@ def stage_of(path: Path, suffix: str = HARMONY_SUFFIX) -> tuple[str, bool, bool]
             return stem, harmony, reward
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path that leads nowhere reads like a dataset of the Hub, owner/name."""
+    return (
+        _HUB_ID.fullmatch(path) is not None
+        and not path.startswith(".")
+        and Path(path).suffix.lower() not in (*SUFFIXES, ".json")
+        and not Path(path).exists()
+        and not Path(path).parent.is_dir()  # then it is a name mistyped
+    )
+
+
 def _tables(path: Path, stage: Stage, suffix: str) -> list[Path]:
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{path} is not a table", hint=f"known kinds: {', '.join(SUFFIXES)}")
+            hint = f"known kinds: {', '.join(SUFFIXES)}"
+            if path.suffix.lower() == ".json":
+                hint += f"; of a dataset in JSON, gptoss prepare-data {path} makes one"
+            raise DataError(f"{path} is not a table", hint)
         return [path]
     if path.is_dir():
         inside = [p for p in path.rglob("*") if _is_table(p, path)]
@@ -106,6 +123,9 @@ def _not_there(path: Path) -> DataError:
         return DataError(f"{path} is a link that leads nowhere", hint=f"ls -l {path}")
     if path.exists():
         return DataError(f"{path} is neither a file nor a folder")
+    if is_hub_id(str(path)):
+        hint = f"of a dataset of the Hub, gptoss prepare-data {path} makes tables"
+        return DataError(f"{path} does not exist", hint)
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else None
