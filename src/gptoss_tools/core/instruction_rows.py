@@ -12,8 +12,9 @@ core.instructions.
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,28 +56,37 @@ class Rendered:
 Example = Instruction | Conversation | Rendered
 
 
-def format_of(names: Iterable[str], wanted: str, where: str) -> str:
+# A name with `*` stands for any number of columns, of names between `|` one is enough.
+COLUMNS: dict[str, Sequence[str]] = {
+    "messages": ("messages|conversations",),
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "decisions": ("prompt", "q_action_*|reward_action_*|q|rewards"),
+}
+
+
+def format_of(
+    names: Iterable[str],
+    wanted: str,
+    where: str,
+    known: Mapping[str, Sequence[str]] = COLUMNS,
+) -> str:
     """The format of a file with these columns; DataError if it is not the wanted one, or none."""
-    columns = set(names)
-    has_values = any(name.startswith(("q_action_", "reward_action_")) for name in columns)
-    fits = {
-        "messages": bool(columns & {"messages", "conversations"}),
-        "prompt-completion": columns >= {"prompt", "completion"},
-        "alpaca": columns >= {"instruction", "output"},
-        "decisions": "prompt" in columns and has_values,
-    }
-    if wanted == "auto":
-        kind = next((name for name, fit in fits.items() if fit), None)
-    else:
-        kind = wanted if fits[wanted] else None
+    columns = sorted(set(names))
+    fitting = (name for name, needs in known.items() if _hold(columns, needs))
+    kind = next((name for name in fitting if wanted in ("auto", name)), None)
     if kind is None:
-        known = "messages; conversations; prompt, completion; instruction, output"
         raise DataError(
-            f"{where} has the columns {', '.join(sorted(columns)) or 'none'}, which are not those "
+            f"{where} has the columns {', '.join(columns) or 'none'}, which are not those "
             + ("of any known format" if wanted == "auto" else f"of the format {wanted}"),
-            hint=f"known columns: {known}; prompt, q_action_0, q_action_1, ...",
+            hint="known columns: " + "; ".join(", ".join(needs) for needs in known.values()),
         )
     return kind
+
+
+def _hold(columns: Sequence[str], needs: Sequence[str]) -> bool:
+    """Whether one column at least is there for each need."""
+    return all(any(fnmatch.filter(columns, name) for name in need.split("|")) for need in needs)
 
 
 def _alpaca(cells: dict[str, Any], row: str, turns: str) -> Iterator[Example]:
