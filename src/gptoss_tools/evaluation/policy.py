@@ -8,7 +8,7 @@ Comparing answers with a table is in evaluation.scoring.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,12 @@ def load_policy(
     model: ModelSettings | None = None,
     quantized: bool = False,
     cache_dir: Path | None = None,
+    load: Callable[..., Any] = load_model,
 ) -> Policy:
     """Load `target` (see `find_source`) for inference; of `model`, all but its `model` counts.
 
-    `quantized` keeps experts packed. Errors are those of `models.loading`.
+    `quantized` keeps experts packed; `load` gives the base model. Errors are those of
+    `models.loading`.
     """
     source = target if isinstance(target, Source) else find_source(target, base)
     model = model or ModelSettings.model_validate({})
@@ -77,9 +79,9 @@ def load_policy(
         "cache_dir": cache_dir,
     }
     if source.adapter is None:
-        loaded = load_model(source.base, **options)
+        loaded = load(source.base, **options)
     else:
-        loaded = load_with_adapter(source.base, source.adapter, **options)
+        loaded = load_with_adapter(source.base, source.adapter, load=load, **options)
     loaded.eval()
     return Policy(loaded, load_tokenizer(source.base, cache_dir=cache_dir), source)
 

@@ -19,7 +19,7 @@ import contextlib
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +221,22 @@ def load_tokenizer(
 
 
 def load_with_adapter(
-    base: str | Path | None, adapter: str | Path, *, trainable: bool = False, **options: Any
+    base: str | Path | None,
+    adapter: str | Path,
+    *,
+    trainable: bool = False,
+    load: Callable[..., PreTrainedModel] = load_model,
+    **options: Any,
 ) -> PreTrainedModel | PeftModel:
     """Load `base` (None: the adapter's own) and put the adapter on it, unmerged.
 
     With stock PEFT, so the result is a PeftModel; a MixLoRA is put on the model itself.
-    `options` are those of `load_model`; `for_training` follows `trainable` unless given.
+    `load` gives the base and takes `options`, those of `load_model`; `for_training` follows
+    `trainable` unless given.
     """
     named = base_of(adapter)
     options.setdefault("for_training", trainable)
-    model = load_model(base or named, **options)
+    model = load(base or named, **options)
     if is_mixlora(adapter):
         load_mixlora(model, adapter, trainable=trainable)
         return model

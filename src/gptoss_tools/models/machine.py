@@ -143,15 +143,19 @@ def require_memory(
     *,
     quantized: bool = False,
     for_training: bool = False,
+    held_bytes: int = 0,
 ) -> None:
-    """Raise MachineError, in numbers, if the weights alone (or training) cannot fit on `device`."""
+    """Raise MachineError, in numbers, if the weights alone (or training) cannot fit on `device`.
+
+    `held_bytes` of the weights are there already.
+    """
     width = torch.empty(0, dtype=dtype).element_size()
     need = estimate_memory(config, weight_bytes=width)
     bytes_needed = need.training if for_training else width * need.parameters
     what = "training" if for_training else "loading"
     if quantized:
         bytes_needed, what = need.packed, "loading packed"
-    free = available_bytes(device)
+    free = available_bytes(device) + held_bytes
     if bytes_needed > free:
         raise MachineError(
             f"{what} this model needs about {bytes_needed / GB:.1f} GB on {device}, which has "

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from gptoss_tools.models.loading import load_model
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.grpo import DecisionTrainer, make_config
 from gptoss_tools.training.heldout import HeldOut
@@ -28,7 +27,7 @@ def build(sitting: Sitting) -> DecisionTrainer:
     if prepared.held_out is not None:
         held_out = HeldOut(run, prepared.held_out, settings)
         sitting.callbacks.append(held_out)
-    model = load_model(
+    model = sitting.load(
         prepared.model,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,

@@ -49,6 +49,7 @@ from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.rewarding import DecisionReward
 from gptoss_tools.training.trackers import require_tracker
+from gptoss_tools.training.zero_signal import telling_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,17 @@ class GrpoPrepared(Prepared):
 
 
 def prepare(
-    settings: TrainSettings, *, cache_dir: Path | None = None, home: str | None = None
+    settings: TrainSettings,
+    *,
+    cache_dir: Path | None = None,
+    home: str | None = None,
+    held_bytes: int = 0,
 ) -> GrpoPrepared:
     """Check settings, machine and data, and read tables and tokenizer; write nothing.
 
-    `home` is where the run began: relative paths that are not here are looked for there. Raises
-    ConfigError, DataError, MachineError or RunFolderError.
+    `home` is where the run began: relative paths that are not here are looked for there.
+    `held_bytes` of the model are in memory already. Raises ConfigError, DataError, MachineError or
+    RunFolderError.
     """
     hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # trl, datasets and transformers all look here
     state = join(settings.device)
@@ -88,16 +94,20 @@ def prepare(
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
     config = read_config(model)
-    require_memory(config, device, weight_type(settings.dtype, device), for_training=True)
+    weights = weight_type(settings.dtype, device)
+    require_memory(config, device, weights, for_training=True, held_bytes=held_bytes)
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
+    dataset, flat = _telling(dataset, settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same ones come again when training begins
         make_config(settings, "unused", state.num_processes, rows=len(dataset))
     notes = []
     if dropped:
         notes.append(f"{dropped} of {len(table)} rows have long prompts and are left out")
+    if flat:
+        notes.append(f"{flat} rows earn the same for every action and are left out (zero_signal)")
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
     notes += _attention_notes(settings, config, device)
@@ -118,6 +128,19 @@ def prepare(
         held_out=held_out,
         notes=notes,
     )
+
+
+def _telling(dataset: Dataset, settings: TrainSettings) -> tuple[Dataset, int]:
+    """Leave out rows whose actions all earn the same, where asked; return how many those are."""
+    if settings.zero_signal == "keep" or settings.reward not in ("decision", ["decision"]):
+        return dataset, 0
+    rows = telling_rows(dataset)
+    if not rows:
+        raise DataError(
+            "every row of the table earns the same for all of its actions",
+            hint="there is nothing to learn: look at tau and at the values",
+        )
+    return dataset.select(rows), len(dataset) - len(rows)
 
 
 def _require_packages(trainer: Mapping[str, Any]) -> None:

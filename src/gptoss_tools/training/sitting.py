@@ -20,6 +20,8 @@ from gptoss_tools.core.claims import mark_latest
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import GptossError, TrainingError
+from gptoss_tools.models.held import Loader
+from gptoss_tools.models.loading import load_model
 from gptoss_tools.training.flow import Flow, Interrupted, StopSignals
 from gptoss_tools.training.method import Method
 from gptoss_tools.training.outcome import Outcome, summarize, write_trained
@@ -37,7 +39,7 @@ class Sitting:
     """One start of a run and what its trainer is made of.
 
     `callbacks` already save, stop, count and report; a method may append its own. `segment` numbers
-    the starts of the run, from 1 (0 on ranks that write nothing).
+    the starts of the run, from 1 (0 on ranks that write nothing). `load` is called as `load_model`.
     """
 
     run: Run
@@ -46,6 +48,7 @@ class Sitting:
     allow_changes: bool
     cache_dir: Path | None
     notice: Notice
+    load: Loader = load_model
     segment: int = 0
     callbacks: list[Any] = field(default_factory=list)
 

@@ -17,19 +17,32 @@ from gptoss_tools.core.claims import check_unused
 from gptoss_tools.core.publish import sweep
 from gptoss_tools.core.runs import Run, open_run
 from gptoss_tools.errors import ConfigError, RunFolderError
+from gptoss_tools.models.held import Loader
+from gptoss_tools.models.loading import load_model
 from gptoss_tools.settings import ResumeSettings
 from gptoss_tools.training.checkpoints import schedule_note
 from gptoss_tools.training.flow import Interrupted
 from gptoss_tools.training.logs import log_file
-from gptoss_tools.training.method import method_for, method_of
+from gptoss_tools.training.method import Method, method_for, method_of
 from gptoss_tools.training.outcome import Outcome
+from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import from_main, join
 from gptoss_tools.training.records import begin, go_on, set_aside_newer
 from gptoss_tools.training.resuming import merged_settings, resume_changes
 from gptoss_tools.training.sitting import Notice, Sitting, run_sitting
 from gptoss_tools.training.tracking import Progress
 
-__all__ = ["Interrupted", "Outcome", "Progress", "plan", "resume", "train"]
+__all__ = [
+    "Claimed",
+    "Interrupted",
+    "Outcome",
+    "Progress",
+    "claim_run",
+    "plan",
+    "resume",
+    "train",
+    "train_claimed",
+]
 
 
 def train(
@@ -41,33 +54,78 @@ def train(
     on_step: Callable[[Progress], None] | None = None,
     on_notice: Notice | None = None,
     cache_dir: Path | None = None,
+    load: Loader = load_model,
 ) -> Outcome:
     """Train a new run, or go on with `settings.resume`; return where the result is.
 
     `settings` are those of a method, TrainSettings for GRPO. `explicit` names the settings the user
     gave: with `resume` only these may differ from the run's own. `origins` (where each setting
-    comes from) and the `command` line are kept in the run folder. Raises DataError, ConfigError,
-    RunFolderError or MachineError before anything loads, TrainingError afterwards, Interrupted
-    (a KeyboardInterrupt) on Ctrl-C or SIGTERM.
+    comes from) and the `command` line are kept in the run folder. `load` gives the base model: a
+    HeldModel has it in memory already. Raises DataError, ConfigError, RunFolderError or
+    MachineError before anything loads, TrainingError afterwards, Interrupted (a KeyboardInterrupt)
+    on Ctrl-C or SIGTERM.
     """
     if settings.resume is not None:
         run = open_run(settings.resume)
         changes = {name: getattr(settings, name) for name in explicit}
         known = {name: (origins or {}).get(name, "given") for name in changes}
         told = Told(known, command, on_step, on_notice)
-        return _go_on(run, changes, settings.allow_changes, told, cache_dir)
+        return _go_on(run, changes, settings.allow_changes, told, cache_dir, load)
+    claimed = claim_run(
+        settings,
+        origins=origins,
+        command=command,
+        on_notice=on_notice,
+        cache_dir=cache_dir,
+        load=load,
+    )
+    return train_claimed(claimed, on_step=on_step)
+
+
+def claim_run(
+    settings: Any,
+    *,
+    origins: Mapping[str, str] | None = None,
+    command: str | None = None,
+    on_notice: Notice | None = None,
+    cache_dir: Path | None = None,
+    load: Loader = load_model,
+) -> Claimed:
+    """Check everything, read the data and make the run folder: the first half of `train`."""
     method, notice = method_for(settings), _speaker(settings.device, on_notice)
     if settings.output_dir is not None and join(settings.device).is_main_process:
         check_unused(Path(settings.output_dir))
-    prepared = method.prepare(settings, cache_dir=cache_dir)
+    prepared = method.prepare(settings, cache_dir=cache_dir, **_held_by(load))
     prepared = replace(prepared, origins=dict(origins or {}), command=command)
     for note in prepared.notes:
         notice(note)
     run = from_main(lambda: begin(method, prepared))
     notice(f"run folder {run.path}")
+    return Claimed(method, run, prepared, notice, cache_dir, load)
+
+
+def train_claimed(
+    claimed: Claimed, *, on_step: Callable[[Progress], None] | None = None
+) -> Outcome:
+    """Train a run that `claim_run` made: the second half of `train`."""
+    run, notice = claimed.run, claimed.notice
     with _held(run), _logged(run, notice):
-        sitting = Sitting(run, prepared, None, False, cache_dir, notice)
-        return run_sitting(method, sitting, fresh=True, on_step=on_step)
+        sitting = Sitting(
+            run, claimed.prepared, None, False, claimed.cache_dir, notice, claimed.load
+        )
+        return run_sitting(claimed.method, sitting, fresh=True, on_step=on_step)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A new run with a folder of its own in which training has not begun."""
+
+    method: Method
+    run: Run
+    prepared: Prepared
+    notice: Notice
+    cache_dir: Path | None
+    load: Loader
 
 
 def resume(
@@ -88,7 +146,7 @@ def resume(
     changes = resume_changes(settings)
     known = {name: (origins or {}).get(name, "given") for name in changes}
     told = Told(known, command, on_step, on_notice)
-    return _go_on(run, changes, settings.allow_changes, told, cache_dir)
+    return _go_on(run, changes, settings.allow_changes, told, cache_dir, load_model)
 
 
 @dataclass(frozen=True)
@@ -107,6 +165,7 @@ def _go_on(
     allow_changes: bool,
     told: Told,
     cache_dir: Path | None,
+    load: Loader,
 ) -> Outcome:
     method = method_of(run)
     device = run.settings.get("device", "auto")
@@ -122,6 +181,7 @@ def _go_on(
         settings = merged_settings(method, run, changes, reached)
         _check_room(run, settings, reached)
         more = {"checkpoint": point.path if point else None} if method.lenient else {}
+        more |= _held_by(load)
         home = run.config.get("cwd")
         prepared = method.prepare(settings, cache_dir=cache_dir, home=home, **more)
         prepared = replace(prepared, origins=told.origins, command=told.command)
@@ -137,7 +197,7 @@ def _go_on(
         for note in notes:
             notice(note)
         sitting = Sitting(
-            run, prepared, point.path if point else None, allow_changes, cache_dir, notice
+            run, prepared, point.path if point else None, allow_changes, cache_dir, notice, load
         )
         return run_sitting(method, sitting, fresh=False, on_step=told.on_step)
 
@@ -163,6 +223,12 @@ def _speaker(device: str, on_notice: Notice | None) -> Notice:
     if on_notice is None or not join(device).is_main_process:
         return lambda message: None
     return on_notice
+
+
+def _held_by(load: Loader) -> dict[str, Any]:
+    """What preparation must know of a base that is in memory already: its bytes count as free."""
+    held = getattr(load, "held_bytes", 0)
+    return {"held_bytes": held} if held else {}
 
 
 def _check_room(run: Run, settings: Any, reached: int) -> None:
