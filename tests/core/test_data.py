@@ -112,6 +112,50 @@ def test_tables_with_and_without_rewards_do_not_mix():
         load_table(["a.csv", "b.csv"])
 
 
+def prepared(name, **columns):
+    """Rows as prepare-data writes them: messages and whatever rewards read."""
+    frame = pd.DataFrame({"prompt": [json.dumps(MESSAGES)] * len(next(iter(columns.values())))})
+    frame.assign(**columns).to_json(name, orient="records", lines=True)
+    return name
+
+
+def test_a_table_without_values_is_read_where_none_are_needed():
+    path = prepared("a.jsonl", answer=["4", 5], id=[7, None])
+    found = load_table(path, date="2025-01-02", values=False, columns={"answer": "exact"})
+    assert (found.q, found.rewards, found.n_actions.tolist()) == (None, None, [0, 0])
+    assert found.prompts == [PROMPT] * 2
+    assert [found.cells(row) for row in (0, 1)] == [
+        {"answer": "4", "id": 7.0},
+        {"answer": 5, "id": None},
+    ]
+    with pytest.raises(DataError, match="neither q_action nor reward_action") as caught:
+        load_table(path)
+    assert "gptoss rewards" in caught.value.hint
+
+
+def test_a_column_that_a_reward_reads_must_be_there():
+    load = {"values": False, "columns": {"answer": "exact", "rubric": "rubric"}}
+    prepared("a.jsonl", answer=["4"], rubric=["[]"])
+    prepared("b.jsonl", answer=["4"])
+    message = r"b\.jsonl has no column rubric, which the reward rubric reads"
+    with pytest.raises(DataError, match=message) as caught:
+        load_table(["a.jsonl", "b.jsonl"], **load)
+    assert (
+        caught.value.hint == "it has prompt, answer; gptoss prepare-data makes tables with rubric"
+    )
+
+
+def test_cells_of_every_kind_of_table_are_plain_values():
+    prepared("a.jsonl", answer=[["4", "four"], ["5"]])
+    pd.read_json("a.jsonl", lines=True, dtype=False).to_parquet("a.parquet")
+    Path("a.csv").write_text('prompt,answer\n"' + PROMPT + '", none \n"' + PROMPT + '",\n')
+    cells = [load_table(f"a.{kind}", values=False).cells(0) for kind in ("jsonl", "parquet")]
+    assert cells == [{"answer": ["4", "four"]}] * 2
+    text = load_table("a.csv", values=False)
+    # a word may be the answer, whatever it means in a column of numbers
+    assert [text.cells(row)["answer"] for row in (0, 1)] == [" none ", None]
+
+
 def test_a_table_without_rows_is_refused():
     with pytest.raises(DataError, match=r"a\.csv: no rows"):
         load_table(table("a.csv"))

@@ -11,7 +11,7 @@ import bisect
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import pandas as pd
 from gptoss_tools.core.columns import row_actions, row_efforts
 from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, render
 from gptoss_tools.core.stages import expand
-from gptoss_tools.core.tables import numbers, read_chunks, values
+from gptoss_tools.core.tables import is_missing, numbers, read_chunks
+from gptoss_tools.core.tables import values as cells_of
 from gptoss_tools.errors import DataError
 
 __all__ = ["DecisionTable", "as_messages", "expand", "load_table"]
@@ -35,6 +36,7 @@ class DecisionTable:
     `rewards` is None where no file has reward columns, `q` where none has Q columns; both are
     float64 [R, K], NaN beyond a row's `n_actions` and where a value is unknown. `names` has the
     names of each row's actions, an empty list where they are numbered; None where all rows are.
+    Rows that no file gives values have no actions; `columns` holds what else the files hold.
     """
 
     prompts: list[str]
@@ -54,6 +56,11 @@ class DecisionTable:
         """`file row N` of a 0-based row, counting from 1 as error messages do."""
         part = bisect.bisect_right(self._starts, row) - 1
         return f"{self._paths[part]} row {row - self._starts[part] + 1}"
+
+    def cells(self, row: int) -> dict[str, Any]:
+        """What else a row holds, by column, as plain JSON values; None where a cell is empty."""
+        found = self.columns.iloc[row]
+        return {str(name): _plain(cell) for name, cell in found.items()}
 
 
 def as_messages(cell: Any) -> list[dict[str, Any]] | None:
@@ -78,17 +85,21 @@ def load_table(
     reasoning_effort: str = "medium",
     model_identity: str | None = None,
     actions: Sequence[str] = (),
+    values: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> DecisionTable:
     """Read all rows of files, folders and globs, prompts as Harmony text.
 
     Prompts held as messages are rendered with `date` (default today), the row's own
     `reasoning_effort` or this one, and `model_identity`; rendered prompts stay as they are. A row
-    without names in a column `actions` takes the first of `actions`, if any are given. `sha256`
-    covers prompts, names and rewards in order, not paths or other columns. Raises DataError naming
-    file, row and column.
+    without names in a column `actions` takes the first of `actions`, if any are given. Without
+    `values` a table need not have them; `columns` are those that it must have, each with the reward
+    that reads it. `sha256` covers prompts, names and rewards in order, not paths or other columns.
+    Raises DataError naming file, row and column.
     """
     options = {"date": date or datetime.date.today().isoformat(), "model_identity": model_identity}
     parts = _Parts(options, reasoning_effort, [name.strip() for name in actions])
+    parts.needs_values, parts.needs = values, columns or {}
     for path in expand(paths, stage="train"):
         parts.begin(str(path))
         first_row = 1
@@ -113,6 +124,8 @@ class _Parts:
         self.paths: list[str] = []
         self.lacking: dict[str, str] = {}
         self.having: set[str] = set()
+        self.needs_values = True
+        self.needs: Mapping[str, str] = {}
 
     def begin(self, path: str) -> None:
         self.starts.append(len(self.prompts))
@@ -121,6 +134,12 @@ class _Parts:
     def add(self, frame: pd.DataFrame, path: str, first_row: int) -> None:
         if "prompt" not in frame:
             raise DataError(f"{path} has no column prompt", hint=f"it has {_listed(frame)}")
+        for column, reward in self.needs.items():
+            if column not in frame:
+                raise DataError(
+                    f"{path} has no column {column}, which the reward {reward} reads",
+                    hint=f"it has {_listed(frame)}; gptoss prepare-data makes tables with {column}",
+                )
         choice = row_actions(frame, path, first_row)
         frame, q_names, reward_names = choice.frame, choice.q, choice.rewards
         if q_names and reward_names and len(q_names) != len(reward_names):
@@ -135,8 +154,11 @@ class _Parts:
             else:
                 self.lacking.setdefault(kind, path)
         width = max(len(q_names), len(reward_names))
-        if not width:
-            raise DataError(f"{path} has neither q_action nor reward_action columns")
+        if not width and self.needs_values:
+            raise DataError(
+                f"{path} has neither q_action nor reward_action columns",
+                hint="other rewards than `decision` need none of them: gptoss rewards lists all",
+            )
         beyond = np.arange(width) >= choice.counts[:, None]
         for names, into in ((q_names, self.q), (reward_names, self.rewards)):
             read = [numbers(frame, name, path, first_row) for name in names]
@@ -147,7 +169,7 @@ class _Parts:
             raise DataError(f"{path} row {first_row + row}, {reward_names[action]} is infinite")
         self.n_actions.append(choice.counts)
         efforts = row_efforts(frame, self.effort, path, first_row)
-        for place, cell in enumerate(values(frame, "prompt")):
+        for place, cell in enumerate(cells_of(frame, "prompt")):
             where, count = f"{path} row {first_row + place}", int(choice.counts[place])
             self.prompts.append(self._prompt(cell, where, efforts[place]))
             self.names.append(choice.names[place] or self._usual_names(count, where))
@@ -236,6 +258,20 @@ def _digest(
             held = rewards[row, :count] + 0.0
             digest.update(np.where(np.isnan(held), np.nan, held).astype("<f8").tobytes())
     return digest.hexdigest()
+
+
+def _plain(cell: Any) -> Any:
+    if isinstance(cell, dict):
+        return {str(name): _plain(value) for name, value in cell.items()}
+    if hasattr(cell, "tolist"):  # pandas reads Parquet's lists as arrays, its numbers as NumPy's
+        cell = cell.tolist()
+    if isinstance(cell, list | tuple):
+        return [_plain(value) for value in cell]
+    if isinstance(cell, str):
+        return cell if cell.strip() else None
+    if is_missing(cell):
+        return None
+    return cell if isinstance(cell, bool | int | float) else str(cell)
 
 
 def _listed(frame: pd.DataFrame) -> str:
