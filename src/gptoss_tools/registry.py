@@ -40,6 +40,11 @@ def names(kind: str) -> list[str]:
     return sorted(_PARTS.get(kind, {}))
 
 
+def parts(kind: str) -> dict[str, Any]:
+    """All registered parts of one kind by name, in the order they were registered."""
+    return dict(_PARTS.get(kind, {}))
+
+
 def get(kind: str, name: str) -> Any:
     """The part registered as `name`, or the object at `package.module:attribute`.
 

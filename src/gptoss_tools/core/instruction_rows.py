@@ -93,7 +93,7 @@ def _alpaca(cells: dict[str, Any], row: str, turns: str) -> Iterator[Example]:
     text = cells.get("input")
     yield Instruction(
         _text(cells, "instruction", row),
-        "" if _is_empty(text) else _text(cells, "input", row),
+        "" if is_empty(text) else _text(cells, "input", row),
         _text(cells, "output", row),
     )
 
@@ -156,14 +156,14 @@ def _message(entry: Any, where: str) -> dict[str, str]:
     content = "value" if "value" in entry else "content"
     message = {"role": ROLES[said.lower()], "content": _text(entry, content, where)}
     thinking = entry.get("thinking", entry.get("reasoning_content"))
-    if not _is_empty(thinking):
+    if not is_empty(thinking):
         message["thinking"] = _text({"thinking": thinking}, "thinking", where)
     return message
 
 
 def _text(cells: dict[str, Any], column: str, where: str) -> str:
     cell = cells.get(column)
-    if _is_empty(cell):
+    if is_empty(cell):
         raise DataError(f"{where}, column {column}: the cell is empty")
     if not isinstance(cell, str):
         shown = repr(cell) if len(repr(cell)) <= 60 else repr(cell)[:57] + "..."
@@ -171,6 +171,7 @@ def _text(cells: dict[str, Any], column: str, where: str) -> str:
     return cell
 
 
-def _is_empty(cell: Any) -> bool:
+def is_empty(cell: Any) -> bool:
+    """Whether a cell of text holds nothing."""
     # Not tables.is_missing: an answer may well be the word `None`.
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())

@@ -30,6 +30,7 @@ from gptoss_tools.settings.groups import (
     DryRunSettings,
     Effort,
     EpisodeSettings,
+    HubDataSettings,
     ModelSettings,
     OverwriteSettings,
     PlantSettings,
@@ -42,13 +43,14 @@ from gptoss_tools.settings.groups import (
     spelled,
 )
 from gptoss_tools.settings.pipeline import PipelineSettings
+from gptoss_tools.settings.prepare import PrepareDataSettings, PrepareRowSettings
 from gptoss_tools.settings.pretrain import (
     NewModelSettings,
     PretrainSettings,
     SampleSettings,
 )
 from gptoss_tools.settings.remote import RemoteSettings
-from gptoss_tools.settings.rewards import JudgeSettings, RewardSettings
+from gptoss_tools.settings.rewards import JudgeSettings, RewardSettings, TagSettings
 from gptoss_tools.settings.sft import SftSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
@@ -85,6 +87,7 @@ __all__ = [
     "GenerateSettings",
     "GrpoLossSettings",
     "HeldOutSettings",
+    "HubDataSettings",
     "JudgeSettings",
     "LoggingSettings",
     "LoraSettings",
@@ -97,6 +100,8 @@ __all__ = [
     "PipelineSettings",
     "PlantSettings",
     "Positive",
+    "PrepareDataSettings",
+    "PrepareRowSettings",
     "PretrainSettings",
     "PromptSettings",
     "RemoteSettings",
@@ -112,6 +117,7 @@ __all__ = [
     "SftSettings",
     "Share",
     "TableSettings",
+    "TagSettings",
     "TestAdapterSettings",
     "TrainSettings",
     "VerifyExportSettings",

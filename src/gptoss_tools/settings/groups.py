@@ -43,6 +43,16 @@ class TableSettings(Settings):
     )
 
 
+class HubDataSettings(Settings):
+    """Which part of a Hub dataset is read."""
+
+    split: str = Field("train", description="Split of a Hub dataset.")
+    subset: str | None = Field(None, description="Subset of a Hub dataset (openai/gsm8k: main).")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a Hub dataset (default: the newest)."
+    )
+
+
 class DryRunSettings(Settings):
     """Whether to do anything at all."""
 

@@ -11,6 +11,17 @@ from gptoss_tools.settings.groups import AtLeastZero, Positive, Settings
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
+class TagSettings(Settings):
+    """The structure that prompts ask for and the reward `format` looks for."""
+
+    reasoning_tags: Pair = Field(
+        ["<reasoning>", "</reasoning>"], description="What opens and closes the reasoning."
+    )
+    answer_tags: Pair = Field(
+        ["<answer>", "</answer>"], description="What opens and closes the answer."
+    )
+
+
 class JudgeSettings(Settings):
     """The model that grades answers by a rubric: any endpoint that speaks OpenAI's chat API."""
 
@@ -34,7 +45,7 @@ class JudgeSettings(Settings):
     )
 
 
-class RewardSettings(JudgeSettings):
+class RewardSettings(TagSettings, JudgeSettings):
     """Which rewards are added up, and what they go by."""
 
     reward: Annotated[list[str], Field(min_length=1)] = Field(
@@ -47,12 +58,6 @@ class RewardSettings(JudgeSettings):
         "worst",
         description="Reward of an answer that is no action: `mask` leaves it out of group and "
         "loss, `worst` counts it as the row's worst action (at most 0), a number is that number.",
-    )
-    reasoning_tags: Pair = Field(
-        ["<reasoning>", "</reasoning>"], description="What opens and closes the reasoning."
-    )
-    answer_tags: Pair = Field(
-        ["<answer>", "</answer>"], description="What opens and closes the answer."
     )
     format_rewards: Annotated[list[float], Field(min_length=3, max_length=3)] = Field(
         [2.0, 0.5, -1.0], description="Reward `format`: exact structure, a part of it, none."
