@@ -92,7 +92,7 @@ def test_an_error_inside_a_stream_reaches_the_reader(policy):
 def test_all_three_ends_of_a_turn_stop_the_generation(policy):
     convert = policy.tokenizer.convert_tokens_to_ids
     ends = {convert(f"<|{name}|>") for name in ("return", "endoftext", "call")}
-    assert set(generation_config(policy.tokens, 5).eos_token_id) == ends
+    assert set(generation_config(policy.chat, 5).eos_token_id) == ends
 
 
 def test_streamed_text_is_told_apart_by_channel(policy):
@@ -100,9 +100,7 @@ def test_streamed_text_is_told_apart_by_channel(policy):
         "<|channel|>analysis<|message|>wärmer 日本<|end|><|start|>assistant"
         "<|channel|>final<|message|>[2]<|return|>"
     )
-    from gptoss_tools.evaluation.decoding import ChannelText
-
-    reader = ChannelText(policy.tokens, policy._decode)
+    reader = policy.chat.reader()
     pieces = [reader.push(token) for token in policy.tokenizer(text)["input_ids"]]
     said: dict[str, str] = {}
     for channel, piece in filter(None, pieces):

@@ -8,7 +8,6 @@ Leaves out which files are taken (core.stages; Hub ids would enter there), how t
 from __future__ import annotations
 
 import bisect
-import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptoss_tools.core.chat import HarmonyPrompts, Prompts
 from gptoss_tools.core.columns import row_actions, row_efforts
-from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, render
 from gptoss_tools.core.stages import expand
 from gptoss_tools.core.tables import is_missing, numbers, read_chunks
 from gptoss_tools.core.tables import values as cells_of
@@ -87,18 +86,19 @@ def load_table(
     actions: Sequence[str] = (),
     values: bool = True,
     columns: Mapping[str, str] | None = None,
+    prompts: Prompts | None = None,
 ) -> DecisionTable:
-    """Read all rows of files, folders and globs, prompts as Harmony text.
+    """Read all rows of files, folders and globs, prompts as Harmony text or as `prompts` has it.
 
-    Prompts held as messages are rendered with `date` (default today), the row's own
-    `reasoning_effort` or this one, and `model_identity`; rendered prompts stay as they are. A row
-    without names in a column `actions` takes the first of `actions`, if any are given. Without
+    Prompts held as messages are rendered with the row's own `reasoning_effort` or this one, and as
+    Harmony with `date` (default today) and `model_identity`; rendered prompts stay. A row without
+    names in a column `actions` takes the first of `actions`, if any are given. Without
     `values` a table need not have them; `columns` are those that it must have, each with the reward
     that reads it. `sha256` covers prompts, names and rewards in order, not paths or other columns.
     Raises DataError naming file, row and column.
     """
-    options = {"date": date or datetime.date.today().isoformat(), "model_identity": model_identity}
-    parts = _Parts(options, reasoning_effort, [name.strip() for name in actions])
+    prompts = prompts or HarmonyPrompts(date, model_identity)
+    parts = _Parts(prompts, reasoning_effort, [name.strip() for name in actions])
     parts.needs_values, parts.needs = values, columns or {}
     for path in expand(paths, stage="train"):
         parts.begin(str(path))
@@ -112,8 +112,8 @@ def load_table(
 class _Parts:
     """Collects chunks of several files into one table."""
 
-    def __init__(self, options: dict[str, Any], effort: str, actions: list[str]) -> None:
-        self.options, self.effort, self.actions = options, effort, actions
+    def __init__(self, write: Prompts, effort: str, actions: list[str]) -> None:
+        self.write, self.effort, self.actions = write, effort, actions
         self.prompts: list[str] = []
         self.q: list[np.ndarray] = []
         self.rewards: list[np.ndarray] = []
@@ -178,10 +178,12 @@ class _Parts:
 
     def _prompt(self, cell: Any, where: str, effort: str) -> str:
         messages = as_messages(cell)
-        if messages is None:
-            return _harmony_prompt(cell, where)
+        if messages is None and (not isinstance(cell, str) or not cell.strip()):
+            raise DataError(f"{where} has no prompt")
         try:
-            return render(messages, reasoning_effort=effort, **self.options)
+            if messages is None:
+                return self.write.of_text(cell, reasoning_effort=effort, from_table=True)
+            return self.write.prompt(messages, reasoning_effort=effort)
         except DataError as error:
             raise DataError(f"{where}: {error}", hint=error.hint) from error
 
@@ -218,21 +220,6 @@ class _Parts:
             _paths=self.paths,
             names=names,
         )
-
-
-def _harmony_prompt(cell: Any, place: str) -> str:
-    if not isinstance(cell, str) or not cell.strip():
-        raise DataError(f"{place} has no prompt")
-    if not is_harmony(cell):
-        raise DataError(
-            f"{place}: the prompt is not in Harmony form", hint="run gptoss convert-harmony first"
-        )
-    if not cell.endswith(GENERATION_PROMPT):
-        raise DataError(
-            f"{place}: the prompt does not end with {GENERATION_PROMPT}, where gpt-oss answers",
-            hint="remove what follows it, or convert the original text again",
-        )
-    return cell
 
 
 def _stack(blocks: list[np.ndarray], width: int) -> np.ndarray:

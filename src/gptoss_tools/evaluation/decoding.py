@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from gptoss_tools.core.completions import HarmonyTokens
+from gptoss_tools.core.chat import Chat
 from gptoss_tools.settings import DecodingSettings
 
 _DONE = object()
@@ -74,15 +74,17 @@ def processors(
     return chain
 
 
-def generation_config(tokens: HarmonyTokens, steps: int) -> GenerationConfig:
-    """Greedy, ending at any of the three ends of a turn, padded with endoftext."""
+def generation_config(chat: Chat, steps: int) -> GenerationConfig:
+    """Greedy, ending at any token that ends an answer; no penalties a checkpoint may ask for."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=steps,
-        eos_token_id=list(tokens.stops),
-        pad_token_id=tokens.endoftext,
+        eos_token_id=list(chat.stops),
+        pad_token_id=chat.pad_id,
         use_cache=True,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
     )
 
 
@@ -136,45 +138,3 @@ def stream_tokens(generate: Callable[..., Any]) -> Iterator[int]:
         thread.join()
     if errors:
         raise errors[0]
-
-
-class ChannelText:
-    """Turns tokens into (channel, text) as they come; markers and headers become no text."""
-
-    def __init__(self, tokens: HarmonyTokens, decode: Callable[[list[int]], str]) -> None:
-        self.tokens, self.decode = tokens, decode
-        self.header: list[int] = []
-        self.pending: list[int] = []
-        self.channel: str | None = None
-        self.in_content = False
-
-    def push(self, token: int) -> tuple[str | None, str] | None:
-        """Take one token; return the text that is now certain, if any."""
-        marks = self.tokens
-        if token in (marks.start, marks.end, *marks.stops):
-            piece = self._flush(force=True)
-            self.header, self.in_content = [], False
-            return piece
-        if not self.in_content:
-            if token != marks.message:
-                self.header.append(token)
-                return None
-            named = marks.channel in self.header
-            words = self.header[self.header.index(marks.channel) + 1 :] if named else []
-            self.channel = (self.decode(words).split() or [None])[0]
-            self.in_content = True
-            return None
-        self.pending.append(token)
-        return self._flush(force=False)
-
-    def close(self) -> tuple[str | None, str] | None:
-        """Return what was held back, when no more tokens come."""
-        return self._flush(force=True)
-
-    def _flush(self, *, force: bool) -> tuple[str | None, str] | None:
-        text = self.decode(self.pending)
-        # A character of several tokens decodes to U+FFFD until its last one is there.
-        if not text or (text.endswith("\ufffd") and not force and len(self.pending) < 8):
-            return None
-        self.pending = []
-        return self.channel, text

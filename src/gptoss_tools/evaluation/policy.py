@@ -17,15 +17,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gptoss_tools.core.actions import Decision, compile_pattern, parse_action
-from gptoss_tools.core.completions import Completion, HarmonyTokens, parse_completion
+from gptoss_tools.core.chat import Chat, chat_of
+from gptoss_tools.core.completions import Completion
 from gptoss_tools.errors import DataError, MachineError
-from gptoss_tools.evaluation.decoding import (
-    ChannelText,
-    generation_config,
-    processors,
-    stream_tokens,
-)
-from gptoss_tools.evaluation.sources import Prompt, Source, as_harmony, find_source
+from gptoss_tools.evaluation.decoding import generation_config, processors, stream_tokens
+from gptoss_tools.evaluation.sources import Prompt, Source, as_harmony, as_prompt, find_source
 from gptoss_tools.models.loading import (
     load_model,
     load_tokenizer,
@@ -113,7 +109,7 @@ class Policy:
     source: Source
 
     def __post_init__(self) -> None:
-        self.tokens = HarmonyTokens.from_tokenizer(self.tokenizer)
+        self.chat = self._chat(None)
 
     def answer(
         self,
@@ -140,7 +136,8 @@ class Policy:
         named = [()] * len(prompts) if names is None else names
         if len(named) != len(prompts):
             raise DataError(f"{len(named)} lists of names were given for {len(prompts)} prompts")
-        encoded = [self._encode(p, i, prompt) for i, p in enumerate(prompts)]
+        chat = self._chat(prompt)
+        encoded = [self._encode(p, i, prompt, chat) for i, p in enumerate(prompts)]
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         for begin in range(0, len(order), decoding.batch_size):
             rows = order[begin : begin + decoding.batch_size]
@@ -164,11 +161,11 @@ class Policy:
         """Answer one prompt while it is generated; the same tokens as `answer([prompt])` gives."""
         decoding = decoding or DecodingSettings.model_validate({})
         pattern = compile_pattern(action_pattern)
-        encoded = self._encode(prompt, 0, settings)
+        encoded = self._encode(prompt, 0, settings, self._chat(settings))
 
         def pieces() -> Generator[tuple[str | None, str], None, Answer]:
             start, ids = time.perf_counter(), []
-            reader = ChannelText(self.tokens, self._decode)
+            reader = self.chat.reader()
             tokens = stream_tokens(lambda **more: self._call([encoded], [0], decoding, **more))
             for token in tokens:
                 ids.append(token)
@@ -180,9 +177,21 @@ class Policy:
 
         return Stream(pieces())
 
-    def _encode(self, prompt: Prompt, index: int, settings: PromptSettings | None) -> list[int]:
+    def _chat(self, settings: PromptSettings | None) -> Chat:
+        """How this model is spoken to, with the date and identity that the settings ask for."""
+        settings = settings or PromptSettings.model_validate({})
+        return chat_of(
+            self.tokenizer,
+            date=settings.date,
+            model_identity=settings.model_identity,
+            generation_config=getattr(self.model, "generation_config", None),
+        )
+
+    def _encode(
+        self, prompt: Prompt, index: int, settings: PromptSettings | None, chat: Chat
+    ) -> list[int]:
         try:
-            text = as_harmony(prompt, settings)
+            text = as_prompt(prompt, chat, settings)
         except DataError as error:
             raise DataError(f"prompt {index + 1}: {error}", hint=error.hint) from error
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -211,7 +220,7 @@ class Policy:
         width = max(map(len, prompts))
         steps = min(decoding.max_new_tokens, self.model.config.max_position_embeddings - width)
         pad = [width - len(ids) for ids in prompts]
-        blank = self.tokens.endoftext
+        blank = self.chat.pad_id
         ids = torch.tensor([[blank] * n + p for n, p in zip(pad, prompts, strict=True)])
         mask = torch.tensor([[0] * n + [1] * len(p) for n, p in zip(pad, prompts, strict=True)])
         try:
@@ -219,7 +228,7 @@ class Policy:
                 return self.model.generate(
                     input_ids=ids.to(self.model.device),
                     attention_mask=mask.to(self.model.device),
-                    generation_config=generation_config(self.tokens, steps),
+                    generation_config=generation_config(self.chat, steps),
                     logits_processor=processors(decoding, rows, steps, width),
                     **more,
                 )
@@ -231,15 +240,9 @@ class Policy:
 
     def _cut(self, ids: list[int]) -> list[int]:
         for place, token in enumerate(ids):
-            if token in self.tokens.stops:
+            if token in self.chat.stops:
                 return ids[: place + 1]
         return ids
-
-    def _decode(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return str(text)
 
     def _read(
         self,
@@ -250,9 +253,9 @@ class Policy:
         pattern: Any,
         seconds: float,
     ) -> Answer:
-        completion = parse_completion(ids, self.tokens, self._decode)
+        completion = self.chat.parse(ids)
         decision = parse_action(completion, n_actions, pattern, names)
-        return Answer(index, self._decode(ids), completion, decision, len(ids), seconds)
+        return Answer(index, self.chat.decode(ids), completion, decision, len(ids), seconds)
 
 
 def _per_row(n_actions: int | Sequence[int] | None, rows: int) -> Sequence[int | None]:

@@ -1,15 +1,14 @@
-"""What a user's words mean: a target is a model or an adapter on one, a prompt is Harmony text."""
+"""What a user's words mean: a target is a model or an adapter on one, a prompt is text."""
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legacy, render
+from gptoss_tools.core.chat import HarmonyPrompts, Prompts
 from gptoss_tools.core.runs import HOME, LATEST, open_run
 from gptoss_tools.errors import DataError
 from gptoss_tools.models.names import base_of
@@ -71,28 +70,20 @@ def _is_model(path: Path) -> bool:
     return isinstance(config, dict) and "model_type" in config
 
 
-def as_harmony(prompt: Prompt, settings: PromptSettings | None = None) -> str:
-    """Prompt text for the model: Harmony stays, messages and legacy or plain text are rendered.
+def as_prompt(prompt: Prompt, chat: Prompts, settings: PromptSettings | None = None) -> str:
+    """Prompt text for the model: what is written for it stays, all else is rendered by `chat`.
 
-    White space behind a Harmony prompt, as editors leave it in files, is removed. Raises DataError
-    for a prompt that does not end where the assistant begins.
+    Raises DataError for a prompt that does not end where the assistant begins.
     """
-    settings = settings or PromptSettings.model_validate({})
-    if isinstance(prompt, str) and is_harmony(prompt):
-        text = prompt.strip()
-        if text.endswith("<|end|>"):
-            text += GENERATION_PROMPT
-        if not text.endswith(GENERATION_PROMPT):
-            raise DataError(
-                f"the Harmony prompt ends in {text[-30:]!r}, not in {GENERATION_PROMPT}",
-                hint="leave the assistant's message to the model",
-            )
-        return text
-    if isinstance(prompt, str) and not prompt.strip():
+    effort = (settings or PromptSettings.model_validate({})).reasoning_effort
+    if not isinstance(prompt, str):
+        return chat.prompt(prompt, reasoning_effort=effort)
+    if not prompt.strip():
         raise DataError("the prompt is empty")
-    return render(
-        parse_legacy(prompt) if isinstance(prompt, str) else prompt,
-        date=settings.date or datetime.date.today().isoformat(),
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-    )
+    return chat.of_text(prompt, reasoning_effort=effort)
+
+
+def as_harmony(prompt: Prompt, settings: PromptSettings | None = None) -> str:
+    """Prompt text for gpt-oss: `as_prompt` without a model at hand."""
+    settings = settings or PromptSettings.model_validate({})
+    return as_prompt(prompt, HarmonyPrompts(settings.date, settings.model_identity), settings)
