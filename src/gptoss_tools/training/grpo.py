@@ -25,7 +25,7 @@ from transformers import (
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gptoss_tools.core.completions import HarmonyTokens
+from gptoss_tools.core.chat import chat_of
 from gptoss_tools.core.stream import StepStream
 from gptoss_tools.errors import ConfigError, TrainingError
 from gptoss_tools.models.adapters import attach_adapter, auxiliary_losses
@@ -76,11 +76,11 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
                 f"prompts_per_step is {prompts} and the table has {len(train_dataset)} rows",
                 hint="a step draws distinct rows: lower prompts_per_step or add rows",
             )
-        tokens = HarmonyTokens.from_tokenizer(tokenizer)
-        tokenizer.pad_token = "<|endoftext|>"
-        # Generation stops at any of the three; TRL reads the list from here.
         decoding: Any = model.generation_config
-        decoding.eos_token_id = [tokens.return_, tokens.call, tokens.endoftext]
+        reward.chat = chat = chat_of(tokenizer, generation_config=decoding)
+        tokenizer.pad_token = chat.pad_token
+        # Generation stops at any of these; TRL reads the list from here.
+        decoding.eos_token_id = list(chat.stops)
         super().__init__(
             model=model,
             args=args,
