@@ -133,7 +133,8 @@ class _Parts:
 
     def add(self, frame: pd.DataFrame, path: str, first_row: int) -> None:
         if "prompt" not in frame:
-            raise DataError(f"{path} has no column prompt", hint=f"it has {_listed(frame)}")
+            hint = f"it has {_listed(frame)}; gptoss prepare-data {path} makes tables of prompts"
+            raise DataError(f"{path} has no column prompt", hint)
         for column, reward in self.needs.items():
             if column not in frame:
                 raise DataError(
