@@ -107,6 +107,13 @@ def load(
     return Loaded(built, where, config=config, notes=unheeded(command, environ))
 
 
+def cache_dir() -> Path:
+    """Return where the tiny model is kept: GPTOSS_CACHE, else the user's cache folder."""
+    if own := os.environ.get("GPTOSS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptoss"
+
+
 def flag_of(name: str) -> str:
     """Return the flag of a setting."""
     return "--" + spelled(name).replace("_", "-")

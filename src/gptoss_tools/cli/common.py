@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import out
 from ..errors import ConfigError, RunFolderError
-from ..load import Loaded
+from ..load import Loaded, cache_dir
 from ..settings import AnswerSettings, GenerateSettings, TestAdapterSettings
 
 if TYPE_CHECKING:  # both load heavy libraries, which no help should pay for
     from ..core.data import DecisionTable
     from ..evaluation.policy import Answer, Policy
     from ..training.outcome import Outcome
-
-
-def cache_dir() -> Path:
-    """Return where the tiny model is kept: GPTOSS_CACHE, else the user's cache folder."""
-    if own := os.environ.get("GPTOSS_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptoss"
 
 
 def build_tiny_first(name: str) -> None:
@@ -165,16 +158,6 @@ def show_step(update: Callable[..., None]) -> Callable[[Any], None]:
     """Return a listener that hands training's progress to a progress line."""
 
     def show(step: Any) -> None:
-        invalid = None if step.invalid is None else f"{step.invalid:.0%}"
-        speed = None if step.tokens_per_second is None else round(step.tokens_per_second)
-        facts = {
-            "loss": step.loss if step.reward is None else None,
-            "held-out loss": step.eval_loss,
-            "reward": step.reward,
-            "regret": step.regret,
-            "invalid": invalid,
-            "tokens/s": speed,
-        }
-        update(step.step, total=step.max_steps, **facts)
+        update(step.step, total=step.max_steps, **step.facts())
 
     return show

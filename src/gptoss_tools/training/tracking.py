@@ -54,6 +54,17 @@ class Progress:
     seconds: float = 0.0
     eta: float | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """What a progress line shows of the step, None where unknown."""
+        return {
+            "loss": self.loss if self.reward is None else None,
+            "held-out loss": self.eval_loss,
+            "reward": self.reward,
+            "regret": self.regret,
+            "invalid": None if self.invalid is None else f"{self.invalid:.0%}",
+            "tokens/s": None if self.tokens_per_second is None else round(self.tokens_per_second),
+        }
+
 
 class Metrics(TrainerCallback):
     """Append one JSON object per logging step, and hand a `Progress` to `on_step`.
