@@ -37,15 +37,28 @@ class StepStream:
 
     def draw(self, t: int) -> np.ndarray:
         """Rows of micro-step `t` (from 0): int64[prompts_per_step], no two alike."""
-        if t < 0:
-            raise ValueError(f"micro-step {t} is before the first")
-        key = np.array([self.seed % 2**64, t], dtype=np.uint64)
-        bits = np.random.Philox(key=key).random_raw(self.prompts_per_step)
+        return self._draw(t, 0, self.prompts_per_step)
+
+    def again(self, t: int, attempt: int, count: int) -> np.ndarray:
+        """Rows to put in the place of some of micro-step `t`, at the `attempt`-th time (from 1).
+
+        int64[count], each row once before any comes twice; a function of (seed, t, attempt, count)
+        and so as repeatable as a draw.
+        """
+        if not 1 <= attempt < 2**15:
+            raise ValueError(f"attempt {attempt} is not within 1 and 32767")
+        return np.resize(self._draw(t, attempt, min(count, self.n_rows)), count)
+
+    def _draw(self, t: int, attempt: int, count: int) -> np.ndarray:
+        if not 0 <= t < 2**48:
+            raise ValueError(f"micro-step {t} is before the first, or after all others")
+        key = np.array([self.seed % 2**64, t + (attempt << 48)], dtype=np.uint64)
+        bits = np.random.Philox(key=key).random_raw(count)
         # Fisher-Yates, only as far as needed; `moved` holds what stands where a swap has been.
         # The remainder's bias is below n_rows / 2**64.
         moved: dict[int, int] = {}
-        rows = np.empty(self.prompts_per_step, dtype=np.int64)
-        for place in range(self.prompts_per_step):
+        rows = np.empty(count, dtype=np.int64)
+        for place in range(count):
             other = place + int(bits[place]) % (self.n_rows - place)
             rows[place] = moved.get(other, other)
             moved[other] = moved.get(place, place)

@@ -36,6 +36,11 @@ def mask_rows(batch: dict[str, Any], keep: torch.Tensor, gather: Gather) -> None
     """
     mask = batch["completion_mask"]
     batch["completion_mask"] = mask * keep.to(mask).unsqueeze(1)
+    recount(batch, gather)
+
+
+def recount(batch: dict[str, Any], gather: Gather) -> None:
+    """Count the tokens that token-normalised losses divide by, over all processes."""
     loss_mask = batch["completion_mask"]
     if "tool_mask" in batch:
         loss_mask = loss_mask * batch["tool_mask"]
