@@ -144,7 +144,8 @@ class Judge:
             except openai.OpenAIError as error:
                 refused = _refused(error, body)
                 if not refused:
-                    self._note(f"{first_line(error)} {error.__cause__ or ''}", client)
+                    why = f": {first_line(error.__cause__)}" if error.__cause__ else ""
+                    self._note(first_line(error) + why, client)
                     return None
                 without |= refused
                 continue
