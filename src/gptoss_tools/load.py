@@ -38,6 +38,7 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "make-dataset": declared.MakeDatasetSettings,
     "convert-harmony": declared.ConvertHarmonySettings,
     "calc-reward": declared.CalcRewardSettings,
+    "prepare-data": declared.PrepareDataSettings,
     "check-data": declared.CheckDataSettings,
     "train-grpo": declared.TrainSettings,
     "train-sft": declared.SftSettings,

@@ -43,6 +43,7 @@ def test_commands_that_write_or_train_have_a_dry_run():
         "make-dataset",
         "convert-harmony",
         "calc-reward",
+        "prepare-data",
         "train-grpo",
         "pretrain",
         "resume",

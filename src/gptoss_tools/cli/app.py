@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "make-dataset": "Write a table of storage decisions with exact values.",
     "convert-harmony": "Turn legacy prompts into Harmony prompts.",
     "calc-reward": "Turn action values into rewards.",
+    "prepare-data": "Turn published datasets into tables of prompts, train and test.",
     "check-data": "List every problem of every table at once.",
     "train-grpo": "Train a LoRA adapter with GRPO.",
     "train-sft": "Train on instructions and their answers.",
