@@ -153,17 +153,18 @@ def trainer(
     output: Path | str,
     *,
     rows: int = 5,
+    n_actions: int = 3,
     dropout: float = 0.0,
     lora: bool = True,
     world: int = 1,
     **changes,
 ) -> DecisionTrainer:
     """A new trainer on a new model with the same random weights each time."""
-    names = ("on_completions", "allow_changes", "share_prompts")
+    names = ("on_completions", "allow_changes", "share_prompts", "action_gradient")
     extra = {n: changes.pop(n) for n in names if n in changes}
     wanted = settings(**changes)
     tokenizer = byte_tokenizer()
-    data, _ = build_dataset(table(rows), tokenizer, wanted)
+    data, _ = build_dataset(table(rows, n_actions), tokenizer, wanted)
     return DecisionTrainer(
         model=tiny_model(lora=lora, dropout=dropout),
         args=make_config(wanted, str(output), world, rows=len(data)),

@@ -105,6 +105,11 @@ class RolloutSettings(Settings):
         description="Compute each prompt once for all of its completions, in generation and in "
         "training: the same figures up to rounding, several times faster with long prompts.",
     )
+    action_gradient: Literal["sampled", "exact"] = Field(
+        "sampled",
+        description="Learn from the action that was drawn, or from the expected reward over all "
+        "actions at the end of the drawn reasoning: the same gradient with less chance in it.",
+    )
     max_prompt_length: Positive = Field(1000, description="Longest prompt, in tokens.")
     long_prompts: Literal["error", "drop"] = Field(
         "error",
@@ -233,11 +238,29 @@ class TrainSettings(
                 "share_prompts and a MixLoRA do not go together: its balance loss "
                 "counts every row's prompt"
             )
+        if self.action_gradient == "exact":
+            self._exact_is_possible()
         if self.share_prompts and self.attn_implementation not in ("auto", "eager"):
             raise ValueError(
                 "share_prompts needs attn_implementation auto or eager: its mask is no causal one"
             )
         return self
+
+    def _exact_is_possible(self) -> None:
+        needs = {
+            "reward decision alone": self.reward in ("decision", ["decision"]),
+            "an invalid_reward: masked answers have no expected reward": self.invalid_reward
+            != "mask",
+            "scale_rewards none: it would divide by a spread that goes to 0": self.scale_rewards
+            == "none",
+            "attn_implementation auto or eager: its mask is no causal one": self.attn_implementation
+            in ("auto", "eager"),
+            "zero_signal keep: no group is without a signal": getattr(self, "zero_signal", "keep")
+            == "keep",
+        }
+        for need, met in needs.items():
+            if not met:
+                raise ValueError(f"action_gradient exact needs {need}")
 
 
 class ResumeSettings(RemoteSettings, DryRunSettings):

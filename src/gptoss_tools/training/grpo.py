@@ -32,6 +32,7 @@ from gptoss_tools.models.adapters import attach_adapter, auxiliary_losses
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training import masking, shared_prefix
 from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
+from gptoss_tools.training.exact_actions import ExactActions
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
 from gptoss_tools.training.shared_prefill import read_prompts_once
@@ -40,7 +41,7 @@ from gptoss_tools.training.steady import SteadySaves
 __all__ = ["DecisionReward", "DecisionTrainer", "build_dataset", "make_config"]
 
 
-class DecisionTrainer(SteadySaves, GRPOTrainer):
+class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
     """Train `model` (a PEFT model, or a plain one for full fine-tuning) on `train_dataset`.
 
     `on_completions` gets one list of records per generation batch, on the main process only.
@@ -58,12 +59,14 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
         reward: DecisionReward,
         on_completions: Callable[[list[Record]], None] | None = None,
         share_prompts: bool = False,
+        action_gradient: str = "sampled",
         allow_changes: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.reward = reward
         self.on_completions = on_completions
         self.share_prompts = share_prompts
+        self.action_gradient = action_gradient
         self.allow_changes = allow_changes
         self.watch = InvalidWatch()
         self._keep = torch.ones(0, dtype=torch.bool)
@@ -89,6 +92,7 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
             processing_class=tokenizer,
             callbacks=[*(callbacks or []), _Window(self)],
         )
+        self.check_exact()
         self.remove_callback(PrinterCallback)  # stdout belongs to results
         # generate() counts positions from the first real token, TRL's scoring counts the padding
         # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
@@ -117,6 +121,7 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
             reward=DecisionReward.from_settings(settings, tokenizer, phases_of(dataset)),
             on_completions=on_completions,
             share_prompts=settings.share_prompts,
+            action_gradient=settings.action_gradient,
             allow_changes=settings.allow_changes,
             callbacks=callbacks,
         )
@@ -145,7 +150,8 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
             raise TrainingError("the reward function returned an infinite reward")
         start = self.accelerator.process_index * len(prompts)
         self._keep = ~torch.isnan(rewards).all(dim=1)[start : start + len(prompts)]
-        self._publish_records(gather_object(self.reward.records))
+        if self.action_gradient == "sampled":  # else they lack their expected rewards yet
+            self._publish_records(gather_object(self.reward.records))
         return rewards
 
     def _generate_and_score_completions(self, inputs):
@@ -192,7 +198,7 @@ class DecisionTrainer(SteadySaves, GRPOTrainer):
         **more,
     ):
         """Replaces TRL's, with `share_prompts`: completions of one prompt share its tokens."""
-        if not self.share_prompts:
+        if not self.share_prompts or self._scored is not None:
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
