@@ -28,6 +28,7 @@ CELL = st.text(
     max_size=6,
 )
 ROWS = st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=7)
+NEAR = st.integers(-30, 5)
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -105,6 +106,38 @@ def test_csv_is_written_plainly():
     path = write("x.csv", [frame])
     with open(path, "rb") as file:
         assert file.read() == b'a,b\nx,0.1\n"say ""hi""",1e-05\n"1,2",\n'
+
+
+@relaxed
+@given(ROWS)
+def test_only_cells_that_need_quotes_have_them(tmp_path, rows):
+    frame = pd.DataFrame(rows, columns=["a", "b", "c"], dtype=object)
+
+    def cell(text):
+        needs = any(mark in text for mark in '",\r\n')
+        return '"' + text.replace('"', '""') + '"' if needs else text
+
+    lines = ["a,b,c", *(",".join(map(cell, row)) for row in rows)]
+    assert write(tmp_path / "x.csv", [frame]).read_bytes().decode() == "".join(
+        f"{line}\n" for line in lines
+    )
+
+
+@relaxed
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(allow_nan=False),
+            st.integers(-(2**70), 2**70).map(float),
+            # a whole number of any digits, at every place of the point
+            st.builds(lambda m, e: float(f"{m}e{e}"), st.integers(-(10**17), 10**17), NEAR),
+        ),
+        min_size=1,
+    )
+)
+def test_floats_are_written_as_python_writes_them(tmp_path, found):
+    path = write(tmp_path / "x.csv", [pd.DataFrame({"x": found, "y": found})])
+    assert path.read_text().split()[1:] == [f"{x!r},{x!r}" for x in found]
 
 
 def test_jsonl_values_keep_their_types(tmp_path):

@@ -20,9 +20,10 @@ from gptoss_tools.core.convert import convert_prompt
 from gptoss_tools.core.data import as_messages
 from gptoss_tools.core.duplicates import SeenRows
 from gptoss_tools.core.harmony import GENERATION_PROMPT, find_special, is_harmony
+from gptoss_tools.core.prompt_columns import is_harmony_column
 from gptoss_tools.core.rewrite import Progress
 from gptoss_tools.core.stages import expand
-from gptoss_tools.core.tables import numbers, read_chunks, values
+from gptoss_tools.core.tables import numbers, read_chunks, text_column, values
 from gptoss_tools.errors import DataError
 
 # Two values closer than this, relative to their size, count as equal.
@@ -106,10 +107,7 @@ class _FileCheck:
             self.say(None, None, "the table has no rows")
             return
         if "prompt" in frame:
-            for row, cell in enumerate(values(frame, "prompt"), start=first_row):
-                message, kind = _prompt_problem(cell)
-                if message:
-                    self.say(row, "prompt", message, kind)
+            self._check_prompts(frame, first_row)
         else:
             self._once("prompt", "the column is missing")
         row_efforts(frame, "medium", "", first_row, self._say_cell)
@@ -166,6 +164,18 @@ class _FileCheck:
     def _once(self, column: str | None, message: str) -> None:
         if not self._counts[(column, message)]:
             self.say(None, column, message)
+
+    def _check_prompts(self, frame: pd.DataFrame, first_row: int) -> None:
+        cells = text_column(frame, "prompt")
+        if cells is None:
+            odd, found = range(len(frame)), values(frame, "prompt")
+        else:
+            odd = np.flatnonzero(~is_harmony_column(cells, complete=True))
+            found = cells.take(odd).to_pylist()
+        for place, cell in zip(odd, found, strict=True):
+            message, kind = _prompt_problem(cell)
+            if message:
+                self.say(first_row + int(place), "prompt", message, kind)
 
     def _values(self, frame: pd.DataFrame, names: list[str], first_row: int) -> np.ndarray:
         """Columns as [R, K]; a cell that is no number is noted and read as NaN of its own kind."""

@@ -67,7 +67,7 @@ def row_actions(
         if "rewards" in frame:
             frame, rewards, said["rewards"] = _spread(frame, "rewards", first_row, say)
     width = max(len(q), len(rewards))
-    names: list[list[str]] = [[] for _ in range(len(frame))]
+    names: list[list[str]] = [[]] * len(frame)
     if not width:
         return RowActions(frame, q, rewards, np.zeros(len(frame), np.int64), names)
     if "n_actions" in frame:

@@ -4,23 +4,32 @@ Leaves out how a prompt is parsed and rendered (core.harmony) and how files are 
 (core.rewrite).
 """
 
+# pyarrow makes its compute functions at import, where no type checker sees them.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from gptoss_tools.core.columns import row_efforts
 from gptoss_tools.core.data import as_messages
 from gptoss_tools.core.harmony import find_special, is_harmony, parse_legacy, render
+from gptoss_tools.core.prompt_columns import is_harmony_column, render_legacy, split_legacy
 from gptoss_tools.core.rewrite import Progress, refuse_clashes, rewrite_tables
 from gptoss_tools.core.stages import HARMONY_SUFFIX, REWARD_SUFFIX, expand
-from gptoss_tools.core.tables import values
+from gptoss_tools.core.tables import text_column, values
 from gptoss_tools.errors import ConfigError, DataError
 
 Format = Literal["text", "messages"]
@@ -76,20 +85,29 @@ def convert(
             listed = ", ".join(map(str, frame.columns))
             raise DataError(f"{path} has no column prompt", hint=f"it has: {listed}")
         efforts = row_efforts(frame, reasoning_effort, str(path), first_row)
-        prompts = []
-        for row, cell in enumerate(values(frame, "prompt"), start=first_row):
-            own = {**options, "reasoning_effort": efforts[row - first_row]}
+
+        def one(place: int, cell: Any) -> Any:
+            own = {**options, "reasoning_effort": efforts[place]}
             try:
-                prompt = convert_prompt(cell, format, own)
+                return convert_prompt(cell, format, own)
             except DataError as error:
-                raise DataError(f"{path} row {row}: {error}", hint=error.hint) from error
-            passed[path] += prompt is cell
-            prompts.append(prompt)
+                where = f"{path} row {first_row + place}"
+                raise DataError(f"{where}: {error}", hint=error.hint) from error
+
+        cells = text_column(frame, "prompt")
+        if cells is None:
+            old = values(frame, "prompt")
+            prompts = [one(place, cell) for place, cell in enumerate(old)]
+            passed[path] += sum(map(operator.is_, old, prompts))
+            frame["prompt"] = pd.Series(prompts, index=frame.index, dtype=object)
+        else:
+            fresh, same = _convert_column(cells, one, efforts, options, format)
+            passed[path] += same
+            kind = frame["prompt"].dtype
+            if isinstance(kind, pd.ArrowDtype):
+                fresh = fresh.cast(kind.pyarrow_dtype)
+            frame["prompt"] = pd.Series(pd.arrays.ArrowExtensionArray(fresh), index=frame.index)
         rows[path] += len(frame)
-        # Columns of text keep their type; messages that became text are plain objects.
-        kind = frame["prompt"].dtype
-        kind = kind if "string" in str(kind) else object
-        frame["prompt"] = pd.Series(prompts, index=frame.index, dtype=kind)
         return frame
 
     rewrite_tables(
@@ -134,6 +152,35 @@ def convert_prompt(cell: Any, format: Format, options: dict[str, Any]) -> Any:
     if format == "messages":
         return json.dumps(messages, ensure_ascii=False)
     return render(messages, **options)
+
+
+def _convert_column(
+    cells: pa.Array,
+    one: Callable[[int, Any], Any],
+    efforts: list[str],
+    options: dict[str, Any],
+    format: Format,
+) -> tuple[pa.Array, int]:
+    """A column of prompts in the wanted form, and how many were in it already.
+
+    What has the usual form is done at once; `one` converts the cell at a place.
+    """
+    done = is_harmony_column(cells)
+    same, fresh = int(done.sum()), cells
+    if format == "text" and same < len(cells):
+        legacy = split_legacy(cells)
+        if legacy.known.any():
+            own = list(itertools.compress(efforts, legacy.known))
+            rendered = render_legacy(legacy, own, **options)
+            fresh = pc.replace_with_mask(cells, pa.array(legacy.known), rendered)
+            done = done | legacy.known
+    places = np.flatnonzero(~done)
+    if len(places):
+        old = cells.take(pa.array(places)).to_pylist()
+        rest = [one(place, cell) for place, cell in zip(places.tolist(), old, strict=True)]
+        same += sum(map(operator.is_, old, rest))
+        fresh = pc.replace_with_mask(fresh, pa.array(~done), pa.array(rest, cells.type))
+    return fresh, same
 
 
 def _later_stage(target: Path) -> Path | None:

@@ -38,6 +38,7 @@ __all__ = [
     "chat_template",
     "find_special",
     "is_harmony",
+    "legacy_pieces",
     "parse_completion",
     "parse_legacy",
     "render",
@@ -117,6 +118,20 @@ def render(
     for place in range(1, len(pieces), 2):
         pieces[place] = messages[int(pieces[place])]["content"]
     return "".join(pieces)
+
+
+def legacy_pieces(
+    ruled: bool, *, date: str, reasoning_effort: str = "medium", model_identity: str | None = None
+) -> tuple[str, str, str]:
+    """What `render` puts before, between and after the texts that `parse_legacy` finds.
+
+    Before the system text, between it and the user's, after that; without one (`ruled` false)
+    nothing is between.
+    """
+    _check_options(date, reasoning_effort, model_identity)
+    shape = (("developer", True), ("user", True)) if ruled else (("user", True),)
+    around = _pieces(shape, date, reasoning_effort, model_identity, True)[::2]
+    return (around[0], around[1] if ruled else "", around[-1])
 
 
 @functools.lru_cache(maxsize=1)

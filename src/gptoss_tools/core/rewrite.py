@@ -7,6 +7,7 @@ file went through. Leaves out what is changed: the caller hands in one function 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -39,19 +40,30 @@ def rewrite_tables(
             opened = [] if dry_run else [TableWriter(output) for output in outputs]
             writers += opened
             first_row = 1
-            for frame in read_chunks(source, encoding=encoding, delimiter=delimiter):
-                changed = change(source, frame, first_row)
-                for writer in opened:
-                    writer.write(changed)
-                first_row += len(frame)
-                if on_progress is not None:
-                    on_progress(source, first_row - 1)
+            # While one chunk is written, the next is read: Arrow and the disk need no Python.
+            with ThreadPoolExecutor(1) as behind:
+                writing: Future[None] | None = None
+                for frame in read_chunks(source, encoding=encoding, delimiter=delimiter):
+                    changed = change(source, frame, first_row)
+                    if writing is not None:
+                        writing.result()
+                    writing = behind.submit(_write, opened, changed)
+                    first_row += len(frame)
+                    if on_progress is not None:
+                        on_progress(source, first_row - 1)
+                if writing is not None:
+                    writing.result()
         for writer in writers:
             writer.commit()
     except BaseException:
         for writer in writers:
             writer.abort()
         raise
+
+
+def _write(writers: Sequence[TableWriter], frame: pd.DataFrame) -> None:
+    for writer in writers:
+        writer.write(frame)
 
 
 def refuse_clashes(targets: Mapping[Path, Sequence[Path]], overwrite: bool, remedy: str) -> None:

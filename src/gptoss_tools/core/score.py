@@ -122,7 +122,8 @@ def score(
         counts[path][0] += int(keep.sum())
         counts[path][1] += int((~keep).sum())
         counts[path][2] += int((np.isnan(rewards) & inside)[keep].sum())
-        return _with_rewards(frame, rewards, choice).loc[keep].reset_index(drop=True)
+        scored = _with_rewards(frame, rewards, choice)
+        return scored if keep.all() else scored.loc[keep].reset_index(drop=True)
 
     rewrite_tables(
         targets,

@@ -16,16 +16,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
 from gptoss_tools.core.publish import clear_leftovers, sync, temporary_name
-from gptoss_tools.core.tables import SUFFIXES, values
+from gptoss_tools.core.tables import SUFFIXES, text_bytes, values
 from gptoss_tools.errors import DataError, GptossError, RunFolderError
 
+_SPECIAL_BYTES = b'",\r\n'
 _SPECIAL_CELL = r'[",\r\n]'
+_TEXT = pa.large_string()  # a column of a chunk may hold more than 2 GB
 
 
 class TableWriter:
@@ -71,7 +74,8 @@ class TableWriter:
             raise DataError(f"{self.target}: the columns of later rows differ from the first ones")
         elif self.suffix == ".csv":
             if first:
-                self._file.write(_csv_text([[str(name)] for name in frame.columns]))
+                names = [pa.array([str(name)], _TEXT) for name in frame.columns]
+                self._file.write(_csv_text(names))
             self._file.write(_csv_text([_cells(frame, name) for name in frame.columns]))
         else:
             self._write_parquet(frame)
@@ -143,32 +147,60 @@ def _arrow(frame: pd.DataFrame, column: str) -> pa.Array:
     return pa.array(values(frame, column))
 
 
-def _cells(frame: pd.DataFrame, column: str) -> list[str] | pa.Array:
+def _cells(frame: pd.DataFrame, column: str) -> pa.Array:
     """Text of a CSV column: floats by repr, messages as JSON, nothing for what is not there."""
     if frame[column].dtype == float:
-        return [repr(x) if x == x else "" for x in frame[column].tolist()]
+        return _float_texts(frame[column].to_numpy())
     array = frame[column].array
     if hasattr(array, "__arrow_array__"):
         found = _arrow(frame, column)
         if pa.types.is_string(found.type) or pa.types.is_large_string(found.type):
-            return found
-    return [
+            return found.cast(_TEXT).fill_null("")
+    texts = [
         v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False)
         for v in values(frame, column)
     ]
+    return pa.array(texts, _TEXT)
 
 
-def _csv_text(columns: list[list[str] | pa.Array]) -> bytes:
+def _float_texts(numbers: np.ndarray) -> pa.Array:
+    """repr() of every float, empty for NaN, without a Python loop where Arrow writes the same.
+
+    Both write the fewest digits that read back to the same number; they differ in where exponents
+    begin and how they look, and in whole numbers.
+    """
+    size = np.abs(numbers)
+    same = (size < 1e-10) | (size >= 1e-4) & (size < 1e9) | (size >= 1e16)
+    odd = ~same | (numbers == np.floor(numbers)) & (size < 1e16)
+    odd &= ~np.isnan(numbers)
+    texts = pa.array(numbers, from_pandas=True).cast(_TEXT).fill_null("")
+    exact = pa.array(map(repr, numbers[odd].tolist()), _TEXT)
+    return pc.replace_with_mask(texts, pa.array(odd), exact) if len(exact) else texts
+
+
+def _csv_text(columns: list[pa.Array]) -> pa.Buffer | bytes:
     """Rows of a CSV file, quoted where needed, without a Python loop over cells."""
-    quoted = []
-    quote, nothing = pa.scalar('"', pa.large_string()), pa.scalar("", pa.large_string())
-    for column in columns:
-        cells = pc.fill_null(pa.array(column, pa.large_string()), "")
-        needs = pc.match_substring_regex(cells, _SPECIAL_CELL)
-        if len(columns) == 1:  # an empty line would be no row at all
-            needs = pc.or_(needs, pc.equal(cells, ""))
-        doubled = pc.replace_substring(cells, '"', '""')
-        wrapped = pc.binary_join_element_wise(quote, doubled, quote, nothing)
-        quoted.append(pc.if_else(needs, wrapped, cells))
-    lines = pc.binary_join_element_wise(*quoted, pa.scalar(",", pa.large_string()))
-    return "".join(f"{line}\n" for line in lines.to_pylist()).encode()
+    if not len(columns[0]):
+        return b""
+    pieces = []
+    for cells in columns:
+        edge, inside = _quoted(cells, alone=len(columns) == 1)
+        pieces += [edge, inside, edge, _text(",")] if edge is not None else [cells, _text(",")]
+    lines = pc.binary_join_element_wise(*pieces[:-1], _text("\n"), _text(""))
+    return lines.buffers()[2]
+
+
+def _quoted(cells: pa.Array, alone: bool) -> tuple[pa.Array | pa.Scalar | None, pa.Array]:
+    """What stands around each cell, None where all are plain, and the cells with doubled quotes."""
+    found = [bool((text_bytes(cells) == byte).any()) for byte in _SPECIAL_BYTES]
+    if not any(found) and not alone:
+        return None, cells
+    needs = pc.match_substring_regex(cells, _SPECIAL_CELL)
+    if alone:  # an empty line would be no row at all
+        needs = pc.or_(needs, pc.equal(cells, _text("")))
+    edge = _text('"') if pc.all(needs).as_py() else pc.if_else(needs, _text('"'), _text(""))
+    return edge, pc.replace_substring(cells, '"', '""') if found[0] else cells
+
+
+def _text(text: str) -> pa.Scalar:
+    return pa.scalar(text, _TEXT)

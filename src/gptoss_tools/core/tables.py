@@ -30,6 +30,8 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
 _BLOCK_BYTES = 8 << 20
+_CHUNK_BYTES = 32 << 20  # of JSONL and Parquet, whose rows may be of any size
+_TEXT = pa.large_string()  # a column of a chunk may hold more than 2 GB
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # may be a whole pair: look closer
 
 
@@ -66,6 +68,29 @@ def values(frame: pd.DataFrame, column: str) -> list[Any]:
         return pa.array(array).to_pylist()
     # tolist gives Python's own numbers, which JSON knows, for NumPy's.
     return [None if v is None or v is pd.NA else v for v in frame[column].tolist()]
+
+
+def text_column(frame: pd.DataFrame, column: str) -> pa.Array | None:
+    """A column of text and empty cells as one Arrow array of large strings; None if it is other."""
+    array = frame[column].array
+    try:
+        arrow = hasattr(array, "__arrow_array__")
+        found = pa.array(array) if arrow else pa.array(frame[column].to_numpy(), _TEXT)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+    if isinstance(found, pa.ChunkedArray):
+        found = found.combine_chunks()
+    kinds = (pa.types.is_string, pa.types.is_large_string)
+    return found.cast(_TEXT) if any(is_kind(found.type) for is_kind in kinds) else None
+
+
+def text_bytes(cells: pa.Array) -> np.ndarray:
+    """The UTF-8 bytes of all cells of an Arrow array of large strings, one after the other."""
+    _, places, content = cells.buffers()
+    if content is None:
+        return np.empty(0, np.uint8)
+    places = np.frombuffer(places, np.int64)[cells.offset : cells.offset + len(cells) + 1]
+    return np.frombuffer(content, np.uint8)[places[0] : places[-1]]
 
 
 def is_missing(cell: Any) -> bool:
@@ -188,7 +213,7 @@ def _refuse_open_quote(path: Path, encoding: str, delimiter: str) -> None:
     with path.open("rb") as file:
         quotes = 0
         while block := file.read(_BLOCK_BYTES):
-            quotes += block.count(b'"')
+            quotes += int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord('"')))
     if quotes % 2 == 0:
         return
     row = 0
