@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import Completion
 from gptoss_tools.core.rewards import (
     boltzmann,
-    decision_reward,
-    parse_invalid_reward,
     q_to_rewards,
     settle,
     worst_reward,
@@ -151,12 +148,6 @@ def test_rows_of_nothing_known_stay_unknown():
     assert np.isnan(boltzmann(np.array([[NAN, NAN]]), 0.05)).all()
 
 
-def test_the_decision_reward_is_the_table_entry():
-    completion = Completion((), "return")
-    assert decision_reward(Decision(1, Reason.OK), [0.2, 0.8], completion, {}) == 0.8
-    assert decision_reward(INVALID, [0.2, 0.8], completion, {}) is None
-
-
 @pytest.mark.parametrize(
     ("score", "decision", "invalid_reward", "expected"),
     [
@@ -193,12 +184,3 @@ def test_log_regret_keeps_the_stakes_apart_where_boltzmann_earns_zero_for_both()
     mixed = rewards([[2.0, 1.0, -INF, NAN]], tau=1.0, method="log-regret", missing="mask")[0]
     assert mixed[:3] == pytest.approx([1.0, 1 - math.log(2), 1 - math.log(2)])
     assert math.isnan(mixed[3])
-
-
-def test_the_invalid_reward_is_mask_worst_or_a_number():
-    assert parse_invalid_reward("mask") == "mask"
-    assert parse_invalid_reward("worst") == "worst"
-    assert parse_invalid_reward("-0.5") == -0.5
-    for wrong in ("drop", "nan", "inf"):
-        with pytest.raises(ConfigError, match="invalid_reward"):
-            parse_invalid_reward(wrong)

@@ -81,13 +81,16 @@ def parse_action(
     numbered actions) the group must be one of them instead, by `fold`; the default is then the name
     alone or in square brackets. Numbers are no answers beside names: `[2]` would mean two things as
     soon as a name is a number. A generation that hit the length limit is truncated whatever it
-    holds: what would have followed is unknown.
+    holds: what would have followed is unknown. Without anything to choose (`n_actions` 0), every
+    final message is OK.
     """
     if completion.stop == "none":
         return Decision(None, Reason.TRUNCATED)
     final = completion.final
     if final is None:
         return Decision(None, Reason.NO_FINAL)
+    if n_actions == 0:
+        return Decision(None, Reason.OK)
     if not isinstance(pattern, re.Pattern):
         pattern = compile_pattern(pattern)
     if names:

@@ -1,37 +1,24 @@
-"""Q values -> rewards per action, and the reward a completion earns.
+"""Q values -> rewards per action, and what an answer without one of them earns.
 
-A Q method turns `q` [R, K] (rows, actions) into rewards [R, K]; a reward function turns one
-decision into a number. Both are registered by name ("q_method", "reward"). Leaves out files and
-columns: callers pass `where(row, action)` so that errors can name them.
+A Q method turns `q` [R, K] (rows, actions) into rewards [R, K]; what uses them is in `rewards`.
+Methods are registered by name ("q_method"). Leaves out files and columns:
+callers pass `where(row, action)` so that errors can name them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from gptoss_tools import registry
 from gptoss_tools.core.actions import Decision
-from gptoss_tools.core.completions import Completion
 from gptoss_tools.errors import ConfigError, DataError
 
 Missing = Literal["error", "mask", "drop"]
 InvalidReward = Literal["mask", "worst"] | float
-
-
-class RewardFunction(Protocol):
-    """What `--reward` accepts: None takes the completion out of the training step."""
-
-    def __call__(
-        self,
-        decision: Decision,
-        rewards_K: Sequence[float],
-        completion: Completion,
-        row: Mapping[str, Any],
-    ) -> float | None: ...
 
 
 def q_to_rewards(
@@ -134,17 +121,6 @@ def rank(q: np.ndarray, tau: float) -> np.ndarray:
     return np.where(known, np.where(np.isneginf(q), 0.0, share), np.nan)
 
 
-@registry.register("reward", "decision")
-def decision_reward(
-    decision: Decision,
-    rewards_K: Sequence[float],
-    completion: Completion,
-    row: Mapping[str, Any],
-) -> float | None:
-    """The table's reward of the chosen action; None if it chose none or its value is unknown."""
-    return None if decision.action is None else float(rewards_K[decision.action])
-
-
 def settle(
     score: float | None,
     decision: Decision,
@@ -172,22 +148,6 @@ def settle(
 def worst_reward(rewards_K: Sequence[float]) -> float:
     """What no answer can be worth more than: the least reward of the row, at most 0."""
     return min([0.0, *(float(r) for r in rewards_K if not math.isnan(r))])
-
-
-def parse_invalid_reward(value: str | float) -> InvalidReward:
-    """`mask`, `worst` or a finite number, else ConfigError."""
-    if value == "mask" or value == "worst":
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(
-            f"invalid_reward {value!r} is neither mask nor worst nor a finite number",
-            hint="mask leaves invalid answers out; worst counts them as the row's worst action",
-        )
-    return number
 
 
 def check_tau(tau: float) -> None:

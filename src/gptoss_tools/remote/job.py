@@ -151,7 +151,7 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"{flag}={one}" for one in _words(value)]
 
 
-def _modules(reward: str | None) -> tuple[str, ...]:
-    """Return the top-level module of `--reward package.module:function`, if that is the user's."""
-    top = (reward or "").partition(":")[0].partition(".")[0] if ":" in (reward or "") else ""
-    return (top,) if top and top != "gptoss_tools" else ()
+def _modules(rewards: list[str] | None) -> tuple[str, ...]:
+    """Return the top-level modules of `--reward package.module:function` that are the user's."""
+    own = [reward.partition(":")[0].partition(".")[0] for reward in rewards or [] if ":" in reward]
+    return tuple(dict.fromkeys(top for top in own if top and top != "gptoss_tools"))

@@ -2,12 +2,14 @@
 
 A reward is one function `f(answered, settings) -> float | None` under `@reward`, or, where answers
 are better looked at together (a judge that is asked over the network), a class under
-`@batch_reward`. None takes the completion out of the training step.
+`@batch_reward`. None takes the completion out of the training step. The registry holds functions
+and classes themselves, so that executing a module again replaces them.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +17,13 @@ from typing import Any
 from gptoss_tools import registry
 from gptoss_tools.core.actions import Decision
 from gptoss_tools.core.completions import Completion
+from gptoss_tools.errors import DataError, TrainingError
 from gptoss_tools.settings import RewardSettings
 
 Scorer = Callable[[Sequence["Answered"]], "list[float | None]"]
 """Rewards of a batch of answers, one each; None masks a completion."""
+
+FORM = "f(answered, settings)"
 
 
 @dataclass(frozen=True)
@@ -37,30 +42,41 @@ class Answered:
 
     @property
     def text(self) -> str:
-        """What the model said to the user: its final message, empty if it came to none."""
-        return self.completion.final or ""
+        """What the model said to the user: its final message, empty if it came to none.
+
+        A generation that hit the length limit came to none: what would have followed is unknown.
+        """
+        return "" if self.completion.stop == "none" else self.completion.final or ""
+
+    def answer(self, tags: Sequence[str]) -> str:
+        """The text between the last pair of `tags`, all of `text` without one; stripped."""
+        before, closed, _ = self.text.rpartition(tags[1])
+        _, opened, inside = before.rpartition(tags[0])
+        return (inside if closed and opened else self.text).strip()
 
 
 @dataclass(frozen=True)
 class RewardKind:
-    """A registered reward: which columns a table must have for it, which settings it reads."""
+    """A registered reward: which columns a table must have for it, which settings it reads.
+
+    `values` says that it needs the reward of every action too.
+    """
 
     name: str
     summary: str
     columns: tuple[str, ...]
     reads: tuple[str, ...]
     build: Callable[[RewardSettings], Scorer]
+    values: bool = False
 
 
-def reward(name: str, *, columns: Sequence[str] = (), reads: Sequence[str] = ()) -> Callable:
+def reward(
+    name: str, *, columns: Sequence[str] = (), reads: Sequence[str] = (), values: bool = False
+) -> Callable:
     """Register a function of one answer, `f(answered, settings) -> float | None`."""
 
     def keep(function: Callable[[Answered, RewardSettings], float | None]) -> Callable:
-        def build(settings: RewardSettings) -> Scorer:
-            return lambda answers: [function(answered, settings) for answered in answers]
-
-        _register(name, function, columns, reads, build)
-        return function
+        return _register(name, function, columns, reads, one_by_one(function), values)
 
     return keep
 
@@ -73,19 +89,55 @@ def batch_reward(name: str, *, columns: Sequence[str] = (), reads: Sequence[str]
     """
 
     def keep(made: Callable[[RewardSettings], Scorer]) -> Callable:
-        _register(name, made, columns, reads, made)
-        return made
+        return _register(name, made, columns, reads, made)
 
     return keep
 
 
+def one_by_one(
+    function: Callable[[Answered, RewardSettings], float | None],
+    named: Any = None,
+    form: str = FORM,
+) -> Callable[[RewardSettings], Scorer]:
+    """A function of one answer as a `build`; an error in it names `named`, the row and `form`."""
+    name = getattr(named or function, "__name__", repr(named or function))
+
+    def build(settings: RewardSettings) -> Scorer:
+        def score(answered: Answered) -> float | None:
+            try:
+                found = function(answered, settings)
+                if found is not None and math.isinf(found):
+                    raise DataError("the reward is infinite")
+            except Exception as error:
+                place = answered.row.get("row")
+                where = "an answer" if place is None else f"row {place + 1}"
+                raise TrainingError(
+                    f"the reward function {name} failed on {where}: "
+                    f"{type(error).__name__}: {error}",
+                    hint=f"it is called as {form}",
+                ) from error
+            return found
+
+        return lambda answers: [score(answered) for answered in answers]
+
+    return build
+
+
+def first_line_of(documented: Any) -> str:
+    """The first line of a docstring, empty without one."""
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
 def _register(
     name: str,
-    documented: Any,
+    part: Any,
     columns: Sequence[str],
     reads: Sequence[str],
     build: Callable[[RewardSettings], Scorer],
-) -> None:
-    summary = (inspect.getdoc(documented) or "").partition("\n")[0]
-    kind = RewardKind(name, summary, tuple(columns), tuple(reads), build)
-    registry.register("reward kind", name)(kind)
+    values: bool = False,
+) -> Any:
+    registry.register("reward", name)(part)
+    part.reward_kind = RewardKind(
+        name, first_line_of(part), tuple(columns), tuple(reads), build, values
+    )
+    return part

@@ -19,6 +19,7 @@ from gptoss_tools.settings.groups import (
     TableSettings,
 )
 from gptoss_tools.settings.remote import RemoteSettings
+from gptoss_tools.settings.rewards import RewardSettings
 
 LossType = Literal["dr_grpo", "dapo", "grpo", "bnpo", "cispo"]
 
@@ -110,6 +111,19 @@ class RolloutSettings(Settings):
         description="Learn from the action that was drawn, or from the expected reward over all "
         "actions at the end of the drawn reasoning: the same gradient with less chance in it.",
     )
+    stop_at_action: bool = Field(
+        False,
+        description="End a completion behind the bracket of a valid action: nothing is drawn after "
+        "the decision, and the end is not learned.",
+    )
+    zero_signal: Literal["keep", "skip", "resample"] = Field(
+        "keep",
+        description="Groups that all earned the same, and table rows that cannot but: compute them "
+        "as TRL does, leave them out of the computation, or draw others in their place as well.",
+    )
+    resample_rounds: Positive = Field(
+        2, description="How often a step may draw again with zero_signal resample."
+    )
     max_prompt_length: Positive = Field(1000, description="Longest prompt, in tokens.")
     long_prompts: Literal["error", "drop"] = Field(
         "error",
@@ -119,12 +133,6 @@ class RolloutSettings(Settings):
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Sampling temperature.")
     top_p: Share = Field(1.0, description="Nucleus: keep this much probability.")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep this many tokens (0: all).")
-    reward: str = Field("decision", description="Reward function: a name or pkg.mod:function.")
-    invalid_reward: float | Literal["mask", "worst"] = Field(
-        "worst",
-        description="Reward of an answer that is no action: `mask` leaves it out of group and "
-        "loss, `worst` counts it as the row's worst action (at most 0), a number is that number.",
-    )
 
 
 class OptimizerSettings(Settings):
@@ -213,6 +221,7 @@ class TrainSettings(
     GrpoLossSettings,
     OptimizerSettings,
     RolloutSettings,
+    RewardSettings,
     AdapterSettings,
     ActionSettings,
     ModelSettings,
@@ -233,6 +242,23 @@ class TrainSettings(
             raise ValueError(f"[trainer] repeats `{shadowed[0]}`, which is a setting of its own")
         if self.adapter == "mixlora" and self.beta:
             raise ValueError("beta must be 0 with a MixLoRA: TRL would load another whole model")
+        if self.stop_at_action and (
+            self.action_pattern is not None
+            or self.reward != ["decision"]
+            or self.action_gradient == "exact"
+            or self.trainer.get("use_vllm")
+        ):
+            raise ValueError(
+                "stop_at_action needs reward decision alone, no action_pattern, action_gradient "
+                "sampled and no vLLM"
+            )
+        if self.zero_signal != "keep" and (self.beta or self.adapter == "mixlora"):
+            raise ValueError(
+                f"zero_signal {self.zero_signal} needs beta 0 and no MixLoRA: their losses count "
+                "every row"
+            )
+        if self.zero_signal == "resample" and self.scale_rewards == "batch":
+            raise ValueError("zero_signal resample and scale_rewards batch do not go together")
         if self.share_prompts and self.adapter == "mixlora":
             raise ValueError(
                 "share_prompts and a MixLoRA do not go together: its balance loss "

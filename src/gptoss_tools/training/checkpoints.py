@@ -108,12 +108,13 @@ def changed_settings(
 ) -> dict[str, tuple[Any, Any]]:
     """Return {name: (old, new)} of settings that differ and are not free to; `names` limits it.
 
-    Keys that only one side has (another version of this program) count as unchanged.
+    Keys that only one side has (another version of this program) count as unchanged, and so does
+    one name where there may now be several.
     """
     return {
         name: (old[name], new[name])
         for name in sorted(set(old) & set(new) - FREE)
-        if (names is None or name in names) and old[name] != new[name]
+        if (names is None or name in names) and new[name] not in (old[name], [old[name]])
     }
 
 

@@ -8,6 +8,7 @@ Leaves out the model and the folder.
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +22,7 @@ from gptoss_tools.core.stream import value_columns
 from gptoss_tools.core.tables import is_missing
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models.machine import resolve_device, weight_type
+from gptoss_tools.rewards.combined import needed, reads_only_values
 from gptoss_tools.settings import TrainSettings
 
 # Settings of ours under TRL's own name, copied as they are.
@@ -134,13 +136,14 @@ def build_dataset(
 ) -> tuple[datasets.Dataset, int]:
     """The table as a Dataset, and how many rows were dropped for their long prompts.
 
-    Columns: row (0-based table row), prompt (Harmony text), n_actions, reward_action_k and, where
-    the table has them, q_action_k, phase (text) and actions (the row's names, empty where it is
-    numbered). Raises DataError naming the row of a prompt of more than
-    `max_prompt_length` tokens unless `long_prompts` is "drop", if no row is left, and for a table
-    without rewards.
+    Columns: row (0-based table row), prompt (Harmony text), n_actions and, where the table has
+    them, reward_action_k, q_action_k, phase (text) and actions (the row's names, empty where it is
+    numbered). Rewards other than `decision` get all else that a row holds, as JSON text in cells.
+    Raises DataError naming the row of a prompt of more than `max_prompt_length` tokens unless
+    `long_prompts` is "drop", if no row is left, and for a table without the rewards of actions
+    where these are needed.
     """
-    if table.rewards is None:
+    if table.rewards is None and needed(settings)["values"]:
         raise DataError(
             f"{table.where(0)}: there are no reward_action columns", hint="run gptoss calc-reward"
         )
@@ -166,8 +169,9 @@ def build_dataset(
         "row": keep,
         "prompt": [table.prompts[i] for i in keep],
         "n_actions": [int(table.n_actions[i]) for i in keep],
-        **value_columns([table.rewards[i] for i in keep], "reward"),
     }
+    if table.rewards is not None:
+        columns |= value_columns([table.rewards[i] for i in keep], "reward")
     if table.q is not None:
         columns |= value_columns([table.q[i] for i in keep], "q")
     if "phase" in table.columns:
@@ -175,6 +179,8 @@ def build_dataset(
         columns["phase"] = [None if is_missing(cells[i]) else str(cells[i]) for i in keep]
     if table.names is not None:
         columns["actions"] = [table.names[i] for i in keep]
+    if not reads_only_values(settings):
+        columns["cells"] = [json.dumps(table.cells(i), ensure_ascii=False) for i in keep]
     return datasets.Dataset.from_dict(columns, features=_features(columns)), dropped
 
 
@@ -194,7 +200,7 @@ def _features(columns: dict[str, list[Any]]) -> datasets.Features:
     # Declared, because a column of nothing but None would otherwise get the type null.
     whole, text, number = (datasets.Value(kind) for kind in ("int64", "string", "float64"))
     kinds: dict[str, Any] = {"row": whole, "prompt": text, "n_actions": whole}
-    kinds |= {"phase": text, "actions": datasets.List(text)}
+    kinds |= {"phase": text, "actions": datasets.List(text), "cells": text}
     return datasets.Features({name: kinds.get(name, number) for name in columns})
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from gptoss_tools.rewards.combined import names_of
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.grpo import DecisionTrainer, make_config
 from gptoss_tools.training.heldout import HeldOut
@@ -22,7 +23,7 @@ def build(sitting: Sitting) -> DecisionTrainer:
     completions = None
     if prepared.is_main and settings.log_completions:
         path = Path(settings.completion_log_path or run.completions_path)
-        completions = CompletionLog(path, sitting.segment)
+        completions = CompletionLog(path, sitting.segment, names_of(settings))
     held_out = None
     if prepared.held_out is not None:
         held_out = HeldOut(run, prepared.held_out, settings)

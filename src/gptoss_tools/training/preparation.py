@@ -42,7 +42,8 @@ from gptoss_tools.models.machine import (
     weight_type,
 )
 from gptoss_tools.models.snapshot import fingerprint
-from gptoss_tools.settings import TrainSettings
+from gptoss_tools.rewards.combined import Rewards, needed, reads_only_values
+from gptoss_tools.settings import RewardSettings, TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
 from gptoss_tools.training.heldout import overlap
 from gptoss_tools.training.prepared import Prepared
@@ -118,7 +119,7 @@ def prepare(
         settings=settings,
         rows=len(table),
         dropped=dropped,
-        data_hash=data_hash(table),
+        data_hash=data_hash(table, settings),
         dataset=dataset,
         tokenizer=tokenizer,
         model=model,
@@ -174,11 +175,14 @@ def _attention_notes(
     ]
 
 
-def data_hash(table: DecisionTable) -> str:
-    """Return the sha256 of prompts, rewards and Q values: all that a reward function can see."""
+def data_hash(table: DecisionTable, settings: RewardSettings) -> str:
+    """Return the sha256 of all that the chosen rewards see: prompts, rewards, Q values, cells."""
     digest = hashlib.sha256(table.sha256.encode())
     if table.q is not None:
         digest.update((table.q + 0.0).astype("<f8").tobytes())
+    if not reads_only_values(settings):
+        for row in range(len(table)):
+            digest.update(json.dumps(table.cells(row), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -189,6 +193,7 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
     without the Hub. Raises as `prepare` where that can be told without the model.
     """
     require_tracker(settings.report_to)
+    Rewards(settings)  # refuses what is none
     table = _table(settings, run.config.get("cwd") if run else None)
     folder = run.path if run else Path(settings.output_dir or next_free())
     prompts = min(settings.prompts_per_step, len(table))
@@ -200,6 +205,7 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         "model": settings.model,
         "rows": len(table),
         "actions": int(table.n_actions.max()),
+        "rewards": settings.reward,
         "starts_after_step": reached,
         "steps": steps,
         "prompts_per_step": prompts * settings.gradient_accumulation_steps,
@@ -208,7 +214,7 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         "max_new_tokens": completions * settings.max_completion_length,
         "checkpoints": len(range(settings.save_steps, settings.max_steps + 1, settings.save_steps)),
         "memory_bytes": _memory(settings),
-        "data_sha256": data_hash(table),
+        "data_sha256": data_hash(table, settings),
     }
 
 
@@ -218,7 +224,7 @@ def _held_out(
     """Read the held-out tables if the run is to be measured on them."""
     if settings.eval_steps is None:
         return None
-    table = _read(settings, settings.eval_data, home)
+    table = read_tables(settings, settings.eval_data, home)
     if table.q is None:
         raise DataError(
             f"{', '.join(settings.eval_data)} holds no q_action columns to measure regret by",
@@ -236,8 +242,8 @@ def _held_out(
 
 def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
     """Read the tables to train on."""
-    table = _read(settings, settings.data, home)
-    if table.rewards is None:
+    table = read_tables(settings, settings.data, home)
+    if table.rewards is None and needed(settings)["values"]:
         paths = settings.data
         raise DataError(
             f"{', '.join(paths)} hold Q values but no reward columns",
@@ -246,7 +252,7 @@ def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
     return table
 
 
-def _read(settings: TrainSettings, paths: list[str], home: str | None) -> DecisionTable:
+def read_tables(settings: TrainSettings, paths: list[str], home: str | None = None) -> DecisionTable:
     """Read tables; paths that are not here but where the run began are taken from there."""
     if home is not None:
         paths = [
@@ -261,6 +267,7 @@ def _read(settings: TrainSettings, paths: list[str], home: str | None) -> Decisi
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
         actions=settings.actions,
+        **needed(settings),
     )
 
 

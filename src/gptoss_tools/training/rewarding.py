@@ -2,11 +2,12 @@
 
 TRL hands over text without special tokens, in which analysis and final run together; everything
 here is read from `completion_ids`. Leaves out what an answer means (core.actions), what it is worth
-(core.rewards) and where records are written (the caller's sink).
+(rewards) and where records are written (the caller's sink).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -16,46 +17,46 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gptoss_tools import registry
-from gptoss_tools.core import rewards as core_rewards
 from gptoss_tools.core.actions import INVALID_REASONS, Reason, compile_pattern, parse_action
-from gptoss_tools.core.completions import HarmonyTokens, parse_completion
-from gptoss_tools.errors import TrainingError
-from gptoss_tools.settings import TrainSettings
+from gptoss_tools.core.chat import chat_of
+from gptoss_tools.rewards import Answered
+from gptoss_tools.rewards.combined import Rewards, Scores
+from gptoss_tools.settings import RewardSettings, TrainSettings
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """One completion: row (0-based table row), prompt, completion (Harmony markers kept), action,
-reward, target_action, reason, regret, phase; the trainer adds step and micro_step."""
+reward, target_action, reason, regret, phase, of several rewards each as reward_NAME; the trainer
+adds step and micro_step."""
 
 
 class DecisionReward:
     """TRL reward function: list of floats, None where the completion is to be masked.
 
     `records` holds the last call's records in order; the trainer takes them from there. `phases`
-    are the dataset's: with two or more, metrics come by phase too.
+    are the dataset's: with two or more, metrics come by phase too. The settings of rewards come as
+    `settings`, or by name.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        reward: str = "decision",
-        invalid_reward: float | str = "worst",
+        settings: RewardSettings | None = None,
         action_pattern: str | None = None,
         phases: Sequence[str] = (),
+        **named: Any,
     ):
-        self.function: core_rewards.RewardFunction = registry.get("reward", reward)
-        self.invalid_reward: core_rewards.InvalidReward = core_rewards.parse_invalid_reward(
-            invalid_reward
-        )
+        settings = settings or RewardSettings(**named)
+        self.rewards = Rewards(settings)
+        self.invalid_reward = settings.invalid_reward
         self.pattern = compile_pattern(action_pattern)
-        self.tokens = HarmonyTokens.from_tokenizer(tokenizer)
-        self.tokenizer = tokenizer
+        self.chat = chat_of(tokenizer)  # the trainer's own once there is a model
         self.labels = phase_labels(phases)
         self.records: list[Record] = []
-        self.__name__ = "decision"  # TRL names its metrics after it
+        # TRL names its metrics after it.
+        self.__name__ = "sum" if len(self.rewards.kinds) > 1 else next(iter(self.rewards.kinds))
 
     @classmethod
     def from_settings(
@@ -64,11 +65,10 @@ class DecisionReward:
         tokenizer: PreTrainedTokenizerBase,
         phases: Sequence[str] = (),
     ) -> DecisionReward:
-        """Build it from `reward`, `invalid_reward` and `action_pattern`."""
+        """Build it from the settings of rewards and `action_pattern`."""
         return cls(
             tokenizer,
-            reward=settings.reward,
-            invalid_reward=settings.invalid_reward,
+            settings=settings,
             action_pattern=settings.action_pattern,
             phases=phases,
         )
@@ -83,46 +83,47 @@ class DecisionReward:
     ) -> list[float | None]:
         """Score a batch; `columns` are the dataset's, one list per column, and TRL's extras."""
         names = [name for name, values in columns.items() if _is_column(values, len(prompts))]
+        rows = [{name: columns[name][i] for name in names} for i in range(len(prompts))]
+        read = zip(prompts, completion_ids, rows, strict=True)
+        answers = [self._read(prompt, ids, row) for prompt, ids, row in read]
+        scores = self.rewards(answers)
+        texts = map(self.chat.decode, completion_ids)
         self.records = [
-            self._score(prompts[i], completion_ids[i], {name: columns[name][i] for name in names})
-            for i in range(len(prompts))
+            record_of(answer, text, scores, place)
+            for place, (answer, text) in enumerate(zip(answers, texts, strict=True))
         ]
         if log_metric is not None:
             n_actions = sum(name.startswith("reward_action_") for name in names)
-            for name, value in metrics(self.records, n_actions, self.labels):
+            found = metrics(self.records, n_actions, self.labels)
+            for name, value in [*found, *apart(scores), *self.rewards.figures().items()]:
                 log_metric(name, value)
-        return [record["reward"] for record in self.records]
+        return scores.total
 
-    def _score(self, prompt: str, ids: Sequence[int], columns: dict[str, Any]) -> Record:
-        rewards_K = _values(columns, "reward")
-        completion = parse_completion(ids, self.tokens, self._decode)
+    def _read(self, prompt: str, ids: Sequence[int], columns: dict[str, Any]) -> Answered:
+        completion = self.chat.parse(ids)
         n_actions, action_names = int(columns["n_actions"]), columns.get("actions")
         decision = parse_action(completion, n_actions, self.pattern, action_names)
-        row = {"prompt": prompt, **columns}
-        try:
-            score = self.function(decision, rewards_K, completion, row)
-            reward = core_rewards.settle(score, decision, self.invalid_reward, rewards_K)
-        except Exception as error:
-            name = getattr(self.function, "__name__", repr(self.function))
-            raise TrainingError(
-                f"the reward function {name} failed on row {columns['row'] + 1}: "
-                f"{type(error).__name__}: {error}",
-                hint="it is called as f(decision, rewards_K, completion, row)",
-            ) from error
-        return {
-            "row": columns["row"],
-            "prompt": prompt,
-            "completion": self._decode(list(ids)),
-            "action": decision.action,
-            "reward": reward,
-            "target_action": _best(rewards_K),
-            "reason": str(decision.reason),
-            "regret": _regret(_values(columns, "q"), decision.action),
-            "phase": columns.get("phase"),
-        }
+        cells = json.loads(columns.pop("cells", "{}"))
+        row = {**cells, "prompt": prompt, **columns}
+        return Answered(prompt, completion, row, decision, _values(columns, "reward"))
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+def record_of(answer: Answered, text: str, scores: Scores, place: int) -> Record:
+    """The record of the answer at `place` of a batch; `text` is its completion, markers kept."""
+    record = {
+        "row": answer.row["row"],
+        "prompt": answer.prompt,
+        "completion": text,
+        "action": answer.decision.action,
+        "reward": scores.total[place],
+        "target_action": _best(answer.rewards_K),
+        "reason": str(answer.decision.reason),
+        "regret": _regret(_values(answer.row, "q"), answer.decision.action),
+        "phase": answer.row.get("phase"),
+    }
+    if len(scores.apart) > 1:
+        record |= {f"reward_{name}": each[place] for name, each in scores.apart.items()}
+    return record
 
 
 def metrics(
@@ -147,6 +148,17 @@ def metrics(
         out.append((f"{name}/invalid", float(record["reason"] != Reason.OK)))
         known = [kind for kind in ("reward", "regret") if record[kind] is not None]
         out += [(f"{name}/{kind}", record[kind]) for kind in known]
+    return out
+
+
+def apart(scores: Scores) -> list[tuple[str, float]]:
+    """Of several rewards each on its own: its mean, and the share of answers that it masked."""
+    if len(scores.apart) == 1:
+        return []  # TRL logs it, and `masked/share` is its
+    out: list[tuple[str, float]] = []
+    for name, each in scores.apart.items():
+        out += [(f"rewards/{name}/mean", score) for score in each if score is not None]
+        out += [(f"masked/{name}", float(score is None)) for score in each]
     return out
 
 
@@ -204,7 +216,7 @@ def _is_column(values: Any, length: int) -> bool:
     return isinstance(values, list) and len(values) == length
 
 
-def _values(columns: dict[str, Any], kind: str) -> list[float]:
+def _values(columns: Mapping[str, Any], kind: str) -> list[float]:
     """The row's `{kind}_action_0..` as floats, NaN where there is none; [] without such columns."""
     values: list[float] = []
     while (name := f"{kind}_action_{len(values)}") in columns:

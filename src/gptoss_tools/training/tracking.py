@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,10 +162,15 @@ class Metrics(TrainerCallback):
 
 
 class CompletionLog:
-    """completions.csv: a header once, then rows, flushed with every call. For rank 0 only."""
+    """completions.csv: a header once, then rows, flushed with every call. For rank 0 only.
 
-    def __init__(self, path: Path, segment: int):
+    Several `rewards` have a column each.
+    """
+
+    def __init__(self, path: Path, segment: int, rewards: Sequence[str] = ()):
         self.path, self.segment = path, segment
+        own = [f"reward_{name}" for name in rewards] if len(rewards) > 1 else []
+        self.columns = (*COLUMNS, *own)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._prepare()
@@ -178,19 +183,18 @@ class CompletionLog:
             ) from error
 
     def __call__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows: dicts with the names in COLUMNS; others are left out."""
+        """Append rows: dicts with the names in `columns`; others are left out."""
         lines = [self._line({**row, "segment": self.segment}) for row in rows]
         append(self.path, "".join(lines))
 
-    @staticmethod
-    def _line(row: Mapping[str, Any]) -> str:
+    def _line(self, row: Mapping[str, Any]) -> str:
         text = io.StringIO()
         # Only with this line end does csv quote cells that hold a bare carriage return.
-        csv.writer(text, lineterminator="\r\n").writerow([cell(row.get(n)) for n in COLUMNS])
+        csv.writer(text, lineterminator="\r\n").writerow([cell(row.get(n)) for n in self.columns])
         return text.getvalue().removesuffix("\r\n") + "\n"
 
     def _prepare(self) -> None:
-        header = ",".join(COLUMNS)
+        header = ",".join(self.columns)
         if not self.path.exists() or self.path.stat().st_size == 0:
             append(self.path, header + "\n")
             return
