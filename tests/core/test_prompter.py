@@ -132,7 +132,7 @@ def test_chat_templates_that_refuse_or_rewrite_are_data_errors():
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     with pytest.raises(DataError, match="refuses the messages: no system"):
         prompter(chat_template=strict).pair(TALK)
-    counting = "{{ messages | length }}"
+    counting = "{{ messages | length }}{{ messages[-1].content }}"
     with pytest.raises(DataError, match="writes the prompt differently before an answer"):
         prompter(chat_template=counting).pair(SUM)
 
@@ -185,9 +185,16 @@ def test_rendered_prompts_stay_and_only_gpt_oss_reads_them():
     )
     said = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>1"
     assert chat.pair(Rendered(HARMONY, said)) == (HARMONY, said + "<|return|>")
-    for other in (prompter("alpaca"), prompter(chat_template=CHATML)):
-        with pytest.raises(DataError, match="which only gpt-oss"):
-            other.pair(Rendered(HARMONY, "[1]"))
+    with pytest.raises(DataError, match="which only gpt-oss"):
+        prompter("alpaca").pair(Rendered(HARMONY, "[1]"))
+
+
+def test_a_chat_template_reads_rendered_prompts_back_and_says_their_answer():
+    chat = prompter(chat_template=CHATML)
+    prompt = "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.pair(Rendered(HARMONY, "[1]")) == (prompt, "[1]<|im_end|>")
+    said = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>1"
+    assert chat.pair(Rendered(HARMONY, said)) == (prompt, "1<|im_end|>")  # it has no place for hm
 
 
 def test_special_tokens_in_the_data_are_refused():

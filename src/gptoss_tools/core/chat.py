@@ -56,11 +56,13 @@ class Chat(Prompts, Protocol):
     family: str
     """For people and records: `gpt-oss`, or `chat template`."""
 
-    stops: Mapping[Any, Stop]
-    """Tokens that end an answer, with the names they get in `Completion.stop`."""
-
     pad_id: int
     pad_token: str
+
+    @property
+    def stops(self) -> Mapping[Any, Stop]:
+        """Tokens that end an answer, with the names they get in `Completion.stop`."""
+        ...
 
     def parse(self, ids: Iterable[int]) -> Completion:
         """Generated ids (prompt and padding removed) as messages by channel; never raises."""

@@ -8,21 +8,18 @@ Where examples come from: core.instructions.
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import jinja2
-
+from gptoss_tools.core.completions import split_text
 from gptoss_tools.core.harmony import find_special, render
+from gptoss_tools.core.harmony_reading import read_harmony
 from gptoss_tools.core.instruction_rows import Conversation, Example, Instruction, Rendered
 from gptoss_tools.core.prompt_templates import Template, load_template
-from gptoss_tools.errors import ConfigError, DataError, first_line
-
-_STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+from gptoss_tools.core.template_prompts import TemplatePrompts, special_texts
+from gptoss_tools.errors import ConfigError, DataError
 
 
 class Prompter(Protocol):
@@ -56,7 +53,7 @@ def choose_prompter(
         name = "chat" if harmony or tokenizer.chat_template else "alpaca"
     if name != "chat":
         return TemplatePrompter(
-            load_template(name), tokenizer.eos_token or "", _specials(tokenizer)
+            load_template(name), tokenizer.eos_token or "", special_texts(tokenizer)
         )
     if harmony:
         return HarmonyPrompter(date, reasoning_effort, model_identity)
@@ -65,7 +62,8 @@ def choose_prompter(
             "prompt_template is chat, and the tokenizer has no chat template",
             hint="--prompt-template alpaca, or a JSON file of your own",
         )
-    return ChatPrompter(tokenizer, date)
+    prompts = TemplatePrompts(tokenizer, date=date, model_identity=model_identity)
+    return ChatPrompter(prompts, reasoning_effort)
 
 
 @dataclass(frozen=True)
@@ -133,54 +131,30 @@ def harmony_answer(content: str, thinking: str = "") -> str:
 
 
 class ChatPrompter:
-    """A tokenizer's own chat template, where it prints today's date with the date pinned."""
+    """A tokenizer's own chat template."""
 
     adds_bos = False  # a chat template writes it itself
 
-    def __init__(self, tokenizer: Any, date: str) -> None:
-        day = datetime.date.fromisoformat(date)
-        self.tokenizer, self.specials = tokenizer, _specials(tokenizer)
-        self.template = _STRFTIME.sub(
-            lambda call: json.dumps(day.strftime(call[2])), tokenizer.chat_template
-        )
+    def __init__(self, prompts: TemplatePrompts, reasoning_effort: str = "medium") -> None:
+        self.prompts, self.effort = prompts, reasoning_effort
 
     def pair(self, example: Example) -> tuple[str, str]:
         """What the template writes after the last prompt, up to the token that ends the answer."""
-        if isinstance(example, Rendered):
-            raise _only_harmony()
         messages = _as_messages(example)
-        for message in messages:
-            _refuse_specials(list(message.values()), self.specials)
-            if "thinking" in message:  # most templates know it under the other name
-                message["reasoning_content"] = message["thinking"]
-        prompt = self._render(messages[:-1], add_generation_prompt=True)
-        whole = self._render(messages, add_generation_prompt=False)
+        prompt = self.prompts.prompt(messages[:-1], reasoning_effort=self.effort)
+        known = [self.prompts.checked(place, message) for place, message in enumerate(messages)]
+        whole = self.prompts.render(
+            known, add_generation_prompt=False, reasoning_effort=self.effort
+        )
         if not whole.startswith(prompt) or len(whole) == len(prompt):
             raise DataError(
                 "the tokenizer's chat template writes the prompt differently before an answer",
                 hint="--prompt-template alpaca, or a JSON file of your own",
             )
-        answer, end = whole[len(prompt) :], self.tokenizer.eos_token
+        answer, end = whole[len(prompt) :], self.prompts.tokenizer.eos_token
         if end and end in answer:  # templates put a line break behind it, which is never generated
             answer = answer[: answer.rindex(end) + len(end)]
         return prompt, answer
-
-    def _render(self, messages: Sequence[Mapping[str, str]], **options: bool) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.template, tokenize=False, **options
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the tokenizer's chat template refuses the messages: {first_line(error)}"
-            ) from error
-
-
-def _specials(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds any of the texts that a tokenizer reads as special tokens."""
-    tokens = tokenizer.added_tokens_decoder.values()
-    names = [re.escape(str(token)) for token in tokens if token.special]
-    return re.compile("|".join(names)) if names else None
 
 
 def _refuse_specials(texts: Sequence[str], specials: re.Pattern[str] | None) -> None:
@@ -196,7 +170,13 @@ def _only_harmony() -> DataError:
     )
 
 
-def _as_messages(example: Instruction | Conversation) -> list[dict[str, str]]:
+def _as_messages(example: Example) -> list[dict[str, str]]:
+    if isinstance(example, Rendered):
+        said = split_text(_whole_answer(example.answer))
+        last = {"role": "assistant", "content": said.final or ""}
+        if thinking := said.channel_text("analysis"):
+            last["thinking"] = thinking
+        return [*read_harmony(example.prompt), last]
     if isinstance(example, Conversation):
         return [dict(message) for message in example.messages]
     said = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction

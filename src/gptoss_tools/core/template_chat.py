@@ -1,4 +1,4 @@
-"""Chat models other than gpt-oss, spoken to through the chat template of their own tokenizer.
+"""The answers of chat models other than gpt-oss, and which texts are prompts of theirs already.
 
 An answer is everything up to the token that ends it. Where the model thinks between `<think>` and
 `</think>`, what is between them is the analysis, the rest the final answer.
@@ -6,26 +6,21 @@ An answer is everything up to the token that ends it. Where the model thinks bet
 
 from __future__ import annotations
 
-import datetime
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import jinja2
 
 from gptoss_tools.core.channel_text import ThoughtText
 from gptoss_tools.core.completions import Completion, Message, Stop
 from gptoss_tools.core.harmony import is_harmony, parse_legacy
 from gptoss_tools.core.harmony_reading import read_harmony
-from gptoss_tools.errors import ConfigError, DataError, first_line
+from gptoss_tools.core.template_prompts import CLOSE, OPEN, TemplatePrompts
+from gptoss_tools.errors import ConfigError, DataError
 
-OPEN, CLOSE = "<think>", "</think>"
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-class TemplateChat:
-    """A tokenizer's chat template, with its date pinned where it prints today's.
+class TemplateChat(TemplatePrompts):
+    """A tokenizer's chat template, and the answers of the model that reads what it writes.
 
     Raises ConfigError for a template that does not open an answer, or where no token ends one.
     """
@@ -40,16 +35,7 @@ class TemplateChat:
         model_identity: str | None = None,
         generation_config: Any = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.specials = special_texts(tokenizer)
-        self.variables: dict[str, Any] = {"strftime_now": _day(date).strftime}
-        if model_identity is not None:
-            if "model_identity" not in str(tokenizer.chat_template):
-                raise ConfigError(
-                    "model_identity is given, and the model's chat template has no place for it",
-                    hint="say it in a system message",
-                )
-            self.variables["model_identity"] = model_identity
+        super().__init__(tokenizer, date=date, model_identity=model_identity)
         self.tail = self._tail()
         self.thinking = self.tail.rfind(OPEN) > self.tail.rfind(CLOSE)
         opens, closes = self._token(OPEN), self._token(CLOSE)
@@ -58,27 +44,6 @@ class TemplateChat:
         first = tokenizer.convert_ids_to_tokens(next(iter(self.stops)))
         self.pad_token: str = str(tokenizer.pad_token or tokenizer.eos_token or first)
         self.pad_id: int = int(tokenizer.convert_tokens_to_ids(self.pad_token))
-
-    def prompt(
-        self, messages: Sequence[Mapping[str, Any]], *, reasoning_effort: str = "medium"
-    ) -> str:
-        """The messages as the template writes them; each must be found in what it wrote."""
-        if not messages:
-            raise DataError("the prompt has no messages")
-        said = [self._checked(place, message) for place, message in enumerate(messages)]
-        text = self.render(said, add_generation_prompt=True, reasoning_effort=reasoning_effort)
-        left = text
-        for place in sorted(range(len(said)), key=lambda i: -len(said[i]["content"])):
-            # Templates trim contents and leave out what an earlier answer had thought.
-            content = said[place]["content"].rpartition(CLOSE)[2].strip()
-            if content not in left:
-                raise DataError(
-                    f"the model's chat template leaves out message {place + 1} "
-                    f"({messages[place]['role']})",
-                    hint="put its text into the user's message",
-                )
-            left = left.replace(content, "\x00", 1)
-        return text
 
     def of_text(
         self, text: str, *, reasoning_effort: str = "medium", from_table: bool = False
@@ -128,19 +93,6 @@ class TemplateChat:
         """A new reader for one answer."""
         return ThoughtText(self.decode, self.stops, self.tags, CLOSE, self.thinking)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """What the template makes of messages; DataError where it refuses them."""
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, **self.variables, **options
-                )
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the tokenizer's chat template refuses the messages: {first_line(error)}"
-            ) from error
-
     def _split(self, ids: list[int]) -> tuple[list[str], str, bool]:
         """Thoughts, what was said outside of them, and whether the last thought goes on."""
         assert self.tags is not None
@@ -157,26 +109,6 @@ class TemplateChat:
                 here.append(token)
         (thoughts if thinking else said).append(self.decode(here))
         return thoughts, "".join(said), thinking
-
-    def _checked(self, place: int, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message as templates know it: gpt-oss's developer is their system, and so on."""
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise DataError(f"message {place + 1} has the unknown role {role!r}")
-        if content is None and role == "assistant":
-            content = ""
-        if not isinstance(content, str):
-            raise DataError(f"the content of message {place + 1} ({role}) is not text")
-        thought = message.get("reasoning_content") or message.get("thinking")
-        for text in (content, thought or ""):
-            if self.specials and (found := self.specials.search(text)):
-                raise DataError(
-                    f"message {place + 1} ({role}) contains {found[0]}, which the model would read "
-                    "as a special token",
-                    hint="remove it or write it differently",
-                )
-        known = {**message, "role": "system" if role == "developer" else role, "content": content}
-        return {**known, "reasoning_content": thought} if thought else known
 
     def _tail(self) -> str:
         """What the template writes behind the last question, where the answer begins."""
@@ -198,9 +130,9 @@ class TemplateChat:
         stops: dict[int, Stop] = {}
         if (token := self._end_of_turn()) is not None:
             stops[token] = "return"
-        ends = getattr(generation_config, "eos_token_id", None)
-        ends = [] if ends is None else ends if isinstance(ends, Sequence) else [ends]
-        for end in (self.tokenizer.eos_token_id, *ends):
+        ends: Any = getattr(generation_config, "eos_token_id", None)
+        listed: list[Any] = list(ends) if isinstance(ends, Sequence) else [ends]
+        for end in (self.tokenizer.eos_token_id, *listed):
             if end is not None:
                 stops.setdefault(int(end), "endoftext")
         if not stops:
@@ -226,18 +158,3 @@ class TemplateChat:
         found = self.tokenizer.convert_tokens_to_ids(text)
         unknown = found is None or found == self.tokenizer.unk_token_id
         return None if unknown else int(found)
-
-
-def special_texts(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds any of the texts that a tokenizer reads as special tokens."""
-    tokens = tokenizer.added_tokens_decoder.values()
-    names = [re.escape(str(token)) for token in tokens if token.special]
-    return re.compile("|".join(names)) if names else None
-
-
-def _day(date: str | None) -> datetime.datetime:
-    try:
-        day = datetime.date.today() if date is None else datetime.date.fromisoformat(date)
-    except ValueError:
-        raise ConfigError(f"date {date!r} is not a day", hint="write it as YYYY-MM-DD") from None
-    return datetime.datetime(day.year, day.month, day.day)
