@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from gptoss_tools.core.publish import temporary_name, write_json
+from gptoss_tools.core.publish import read_manifest, require_free, temporary_name, write_json
 from gptoss_tools.core.runs import Run
 from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.models.names import TINY
@@ -17,6 +17,7 @@ from gptoss_tools.notebook.settings import SessionSettings
 from gptoss_tools.settings import TrainSettings
 
 CONFIG = "adapter_config.json"
+OURS = "exported_run"
 # What only a run that goes on needs; all else in a checkpoint is the adapter and its tokenizer.
 _OF_TRAINING = ("*.pt", "*.pth", "training_args.bin", "trainer_state.json", "manifest.json")
 _LEFT_OUT = (*_OF_TRAINING, ".rolling", "README.md")
@@ -26,16 +27,19 @@ def export_checkpoint(config: TrainSettings, state: TrainerState) -> str:
     """Copy the newest adapter of the run, with its tokenizer, to a folder; return its path.
 
     Newest by step number; of a finished run it is the final one. Stock PEFT loads the folder.
-    With `zip_export` FOLDER.zip holds the same. An older export of this run is replaced. Raises
-    RunFolderError where nothing was saved yet.
+    With `zip_export` FOLDER.zip holds the same. An older export of this kind is replaced. Raises
+    RunFolderError where nothing was saved yet or the folder holds something else.
     """
     config = SessionSettings.of(config)
     run = Run(state.run)
     whole = run.model()
     adapter = None if whole is not None else run.adapter()
     source = whole if whole is not None else adapter.path  # type: ignore[union-attr]
-    folder = Path(config.export_dir or _exports(run) / run.path.name)
-    with whole_folder(folder, replace=True, run=str(run.path)) as fresh:
+    folder = Path(config.export_dir or _exports(run) / f"{run.path.name}-adapter")
+    ours = OURS in (read_manifest(folder) or {})
+    if not ours:
+        require_free(folder, hint="choose another export_dir")
+    with whole_folder(folder, replace=ours, **{OURS: str(run.path)}) as fresh:
         shutil.copytree(
             source, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_OUT)
         )
@@ -44,7 +48,7 @@ def export_checkpoint(config: TrainSettings, state: TrainerState) -> str:
     label = f"model in {whole}" if adapter is None else adapter.label
     lines = [
         f"{label} -> {folder}",
-        *_usage(folder, str(run.settings["model"]), (folder / CONFIG).is_file()),
+        *_usage(folder, str(run.settings["model"])),
     ]
     if config.zip_export:
         lines.insert(1, f"packed: {_pack(folder)}")

@@ -43,7 +43,7 @@ class SessionSettings(TrainSettings):
     )
     zip_export: bool = Field(False, description="Also pack the exported adapter into one file.")
     export_dir: str | None = Field(
-        None, description="Folder of the exported adapter (default: exports/RUN)."
+        None, description="Folder of the exported adapter (default: exports/RUN-adapter)."
     )
     test_question: str | None = Field(
         None, description="Prompt that tries the model out (default: the first held-out one)."
