@@ -12,7 +12,7 @@ import judge_lab as lab
 import pytest
 from judge_lab import ScriptedJudge, question, says, sends, settings
 
-from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.errors import ConfigError, MachineError, TrainingError
 from gptoss_tools.rewards.judge import Judge
 
 TANK = says({"word": "tank"})
@@ -32,7 +32,10 @@ def word(answer):
 def ask(server, n=1, **named):
     """Words for n different questions, and the judge's figures without their prefix."""
     judge = Judge(settings(server, **named))
-    answers = judge.ask([question(f"which {i}?") for i in range(n)])
+    try:
+        answers = judge.ask([question(f"which {i}?") for i in range(n)])
+    except TrainingError:
+        answers = [None] * n
     figures = {name.removeprefix("judge/"): n for name, n in judge.figures().items()}
     return [word(answer) for answer in answers], figures, judge
 
@@ -87,9 +90,26 @@ def test_a_request_that_cannot_succeed_is_made_once():
 def test_a_server_that_is_not_there_is_named_in_the_error():
     with ScriptedJudge() as server:
         gone = settings(server, judge_retries=0)
-    judge = Judge(gone)
-    assert judge.ask([question()]) == [None]
-    assert judge.last_error.startswith("Connection error: ")
+    with pytest.raises(TrainingError, match=r"failed on every .*: Connection error: "):
+        Judge(gone).ask([question()])
+
+
+def test_a_dead_judge_is_not_asked_about_the_rest_of_a_batch():
+    with ScriptedJudge(otherwise=lab.broken) as server:
+        _, figures, _ = ask(server, 40, judge_retries=1, judge_concurrency=4)
+    # At least 8 fail before it is given up, and 3 others may be under way; each is tried twice.
+    assert 16 <= len(server.requests) <= 22
+    assert (figures["requests"], figures["failures"]) == (len(server.requests), 40)
+
+
+def test_with_most_of_a_batch_known_a_single_failure_masks_one(tmp_path):
+    kept = {"judge_cache": str(tmp_path / "kept"), "judge_retries": 0}
+    with ScriptedJudge(otherwise=TANK) as server:
+        ask(server, 3, **kept)
+        server.otherwise = lab.broken
+        judge = Judge(settings(server, **kept))
+        answers = judge.ask([question(f"which {i}?") for i in range(4)])
+    assert [word(answer) for answer in answers] == ["tank", "tank", "tank", None]
 
 
 def test_retry_after_is_waited_for():
@@ -138,9 +158,8 @@ def test_what_an_endpoint_refuses_is_left_out_from_then_on(refusal, refused, ins
 def test_a_prompt_that_is_refused_takes_no_json_from_the_others():
     too_long = sends({"error": {"message": "maximum context length exceeded"}}, 400)
     with ScriptedJudge(too_long, too_long, otherwise=TANK) as server:
-        judge = Judge(settings(server))
-        assert judge.ask([question("long?")]) == [None]
-        assert word(judge.ask([question("short?")])[0]) == "tank"
+        judge = Judge(settings(server, judge_concurrency=1))
+        assert list(map(word, judge.ask([question("long?"), question("short?")]))) == [None, "tank"]
     assert ["response_format" in request for request in server.requests] == [True, False, True]
 
 

@@ -184,7 +184,9 @@ def test_if_all_of_a_batch_fail_the_training_stops(monkeypatch):
     echo = lab.sends({"error": {"message": f"out of money, {lab.KEY}"}}, 403)
     with ScriptedJudge(otherwise=echo) as server:
         scorer = Rubric(settings(server))
-        with pytest.raises(TrainingError, match="failed on all 2 answers") as error:
+        with pytest.raises(
+            TrainingError, match=r"failed on every answer of a batch \(2\)"
+        ) as error:
             scorer([answered("a"), answered(None), answered("b")])
     assert "out of money" in str(error.value)
     assert lab.KEY not in str(error.value)

