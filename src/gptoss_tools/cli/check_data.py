@@ -19,25 +19,29 @@ from .options import command
 def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
     """List every problem of every table at once.
 
-    Checks what training would read: columns, prompts, values, rewards, repeated rows. Exit code 2
-    if there is any problem.
+    Checks what training would read: columns, prompts, values, rewards, or answers and rubrics where
+    a table has no values, and repeated rows. Exit code 2 if there is any problem.
     """
     from ..core.check import check
 
     rows: dict[str, int] = {}
+    prompts: dict[str, str] = {}
     with out.progress("rows", None, every=100_000) as update:
         problems = check(
             settings.paths,
             encoding=settings.encoding,
             delimiter=settings.delimiter,
             on_progress=show_rows(update, rows),
+            on_prompts=lambda path, summary: prompts.update({str(path): summary}),
         )
-    data = {"rows": rows, "problems": [vars(p) for p in problems]}
+    data = {"rows": rows, "prompts": prompts, "problems": [vars(p) for p in problems]}
+    held = [f"{path}: {summary}" for path, summary in prompts.items()]
     count = f"{sum(rows.values())} rows in {len(rows)} files"
-    out.result(data, "\n".join([*map(str, problems), count]))
+    out.result(data, "\n".join([*map(str, problems), *held, count]))
     if problems:
         found = len(problems)
         raise DataError(f"{found} problem{'s' if found > 1 else ''} in the tables")
     # The default holds held-out tables too, which are not for training.
     named = [f" --data {path}" for path in settings.paths if "paths" in loaded.explicit]
-    out.hint("gptoss train-grpo" + "".join(named))
+    chosen = " --reward NAME (gptoss rewards lists them)" if prompts else ""
+    out.hint("gptoss train-grpo" + "".join(named) + chosen)

@@ -7,7 +7,7 @@ fit their values, rows that come twice. Reads in chunks; per row it keeps 8 byte
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptoss_tools.core.check_prompts import PromptCheck
 from gptoss_tools.core.columns import row_actions, row_efforts
 from gptoss_tools.core.convert import convert_prompt
 from gptoss_tools.core.data import as_messages
@@ -54,11 +55,13 @@ def check(
     delimiter: str = ",",
     limit: int = 20,
     on_progress: Progress | None = None,
+    on_prompts: Callable[[Path, str], None] | None = None,
 ) -> list[Problem]:
     """All problems that stand between these tables and training, in file and row order.
 
     Of each kind at most `limit` rows per file are listed, the rest is counted in one more line.
-    Raises DataError only where the paths themselves lead to no table.
+    `on_prompts` hears of each table with answers, references or rubrics what it holds. Raises
+    DataError only where the paths themselves lead to no table.
     """
     problems: list[Problem] = []
     seen = SeenRows()
@@ -74,6 +77,8 @@ def check(
             file.say(None, None, str(error).removeprefix(str(path)).lstrip(" :,"))
         file.finish()
         problems += file.problems
+        if on_prompts is not None and (summary := file.prompts.summary()):
+            on_prompts(path, summary)
     repeats, more = seen.repeats(limit)
     problems += [Problem(f, r, None, f"the row repeats {o} row {n}") for f, r, o, n in repeats]
     if more:
@@ -91,6 +96,7 @@ class _FileCheck:
         self._counts: Counter[tuple[str | None, str]] = Counter()
         self._sums_to_one = 0
         self._sums: list[tuple[int, float]] = []
+        self.prompts = PromptCheck(self.say)
 
     def say(self, row: int | None, column: str | None, message: str, kind: str = "") -> None:
         """Note a problem; of one column and kind only the first `limit` are kept."""
@@ -109,7 +115,8 @@ class _FileCheck:
         if "prompt" in frame:
             self._check_prompts(frame, first_row)
         else:
-            self._once("prompt", "the column is missing")
+            text = "the column is missing (gptoss prepare-data makes tables of prompts)"
+            self._once("prompt", text)
         row_efforts(frame, "medium", "", first_row, self._say_cell)
         try:
             choice = row_actions(frame, "the table", first_row, self._say_cell)
@@ -117,6 +124,9 @@ class _FileCheck:
             self._once(None, str(error))
             return
         frame, q_names, reward_names = choice.frame, choice.q, choice.rewards
+        has_values = bool(q_names or reward_names)
+        if self.prompts.add(frame, first_row, alone=not has_values) and not has_values:
+            return
         inside = np.arange(max(len(q_names), len(reward_names))) < choice.counts[:, None]
         if not q_names:
             self._once("q_action_0", "the q_action columns are missing")
