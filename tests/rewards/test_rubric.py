@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_lab import ITEMS, ScriptedJudge, answered, says, settings
 
-from gptoss_tools.core.rubrics import CATEGORIES, RubricItem
+from gptoss_tools.core.rubrics import CATEGORIES, RubricItem, dump_rubric
 from gptoss_tools.errors import DataError, TrainingError
 from gptoss_tools.rewards.rubric import Rubric, explicit_reward
+from gptoss_tools.settings import TrainSettings
+from gptoss_tools.training.preparation import read_tables
 
 WEIGHTS = dict(zip(CATEGORIES, [1.0, 0.7, 0.3, 0.9], strict=True))
 BEST = {"explicit": {"verdicts": [True, True, False]}, "implicit": {"rating": 10}}
@@ -210,3 +212,13 @@ def test_other_weights_need_no_other_judgement(tmp_path):
     assert json.loads(next(tmp_path.glob("*/*.json")).read_text()) == {
         "verdicts": [True, False, False]
     }
+
+
+def test_a_broken_rubric_is_found_before_training(tmp_path):
+    cells = [dump_rubric(ITEMS), '["Pitfall: Does not mention the tank"]']
+    rows = [{"prompt": [{"role": "user", "content": "Tank?"}], "rubric": cell} for cell in cells]
+    table = tmp_path / "table.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="row 2: rubric item 1 is a pitfall") as error:
+        read_tables(TrainSettings(reward=["rubric"]), [str(table)])
+    assert str(table) in str(error.value)

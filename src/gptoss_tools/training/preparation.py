@@ -24,6 +24,7 @@ from transformers import GptOssConfig, PreTrainedTokenizerFast
 
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.core.rubrics import parse_rubric
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import DataError, GptossError, MachineError
 from gptoss_tools.models.loading import (
@@ -259,7 +260,7 @@ def read_tables(settings: TrainSettings, paths: list[str], home: str | None = No
             str(Path(home) / p) if not glob.glob(p) and glob.glob(str(Path(home) / p)) else p
             for p in paths
         ]
-    return load_table(
+    table = load_table(
         paths,
         encoding=settings.encoding,
         delimiter=settings.delimiter,
@@ -269,6 +270,10 @@ def read_tables(settings: TrainSettings, paths: list[str], home: str | None = No
         actions=settings.actions,
         **needed(settings),
     )
+    if "rubric" in settings.reward:  # hours before a broken one would be met
+        for row, cell in enumerate(table.columns["rubric"]):
+            parse_rubric(cell, table.where(row))
+    return table
 
 
 def _memory(settings: TrainSettings) -> int | None:
