@@ -6,10 +6,11 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from gptoss_tools.evaluation.earned import by_reward
 from gptoss_tools.rewards.combined import names_of
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.grpo import DecisionTrainer, make_config
-from gptoss_tools.training.heldout import HeldOut
+from gptoss_tools.training.heldout import HeldOut, HeldOutReward
 from gptoss_tools.training.method import Method
 from gptoss_tools.training.preparation import GrpoPrepared, plan, prepare
 from gptoss_tools.training.sitting import Sitting
@@ -26,12 +27,14 @@ def build(sitting: Sitting) -> DecisionTrainer:
         completions = CompletionLog(path, sitting.segment, names_of(settings))
     held_out = None
     if prepared.held_out is not None:
-        held_out = HeldOut(run, prepared.held_out, settings)
+        measure = HeldOutReward if by_reward(prepared.held_out) else HeldOut
+        held_out = measure(run, prepared.held_out, settings)
         sitting.callbacks.append(held_out)
     model = sitting.load(
         prepared.model,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
+        experts=settings.experts,
         experts_implementation=settings.experts_implementation,
         device=settings.device,
         cache_dir=sitting.cache_dir,

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 class Outcome:
     """A finished run; `adapter` or `model` is what it trained. None where nothing was measured.
 
-    Rewards, losses and shares are means over the first or last tenth of the steps. `regret` and
-    `eval_loss` are the last ones on held-out rows, `_best` and `_first` the least and the first;
-    `best` holds the adapter of the least regret. `resumed_from` is this sitting's first step.
+    Rewards, losses and shares are means over the first or last tenth of the steps. `regret`,
+    `eval_loss` and, where there is no regret, `eval_reward` are the last ones on held-out rows,
+    `_best` and `_first` the best and the first; `best` holds the adapter of the best one.
+    `resumed_from` is this sitting's first step.
     """
 
     run: Path
@@ -42,6 +43,8 @@ class Outcome:
     best: Path | None = None
     regret: float | None = None
     regret_best: float | None = None
+    eval_reward: float | None = None
+    eval_reward_best: float | None = None
 
 
 def write_adapter(folder: Path, trainer: Trainer, **facts: Any) -> None:
@@ -74,6 +77,7 @@ def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcom
         return [r[name] for r in records if r.get(name) is not None]
 
     regrets, losses = measured("eval_regret"), measured("eval_loss")
+    rewards = [] if regrets else measured("eval_reward")
     best = read_manifest(run.best_path)
     reward_first, reward_last = ends("reward")
     loss_first, loss_last = ends("loss")
@@ -94,6 +98,8 @@ def summarize(run: Run, steps: int, seconds: float, resumed_from: int) -> Outcom
         best=run.best_path if best else None,
         regret=regrets[-1] if regrets else None,
         regret_best=best.get("regret") if best else None,
+        eval_reward=rewards[-1] if rewards else None,
+        eval_reward_best=best.get("reward") if best else None,
     )
 
 

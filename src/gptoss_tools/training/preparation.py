@@ -27,6 +27,8 @@ from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.rubrics import parse_rubric
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import DataError, GptossError, MachineError
+from gptoss_tools.evaluation.earned import by_reward
+from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
 from gptoss_tools.models.loading import (
     choose_attention,
     load_tokenizer,
@@ -36,9 +38,7 @@ from gptoss_tools.models.loading import (
 from gptoss_tools.models.machine import (
     available_bytes,
     eager_scores,
-    estimate_memory,
     published_config,
-    require_memory,
     resolve_device,
     weight_type,
 )
@@ -96,8 +96,9 @@ def prepare(
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
     config = read_config(model)
-    weights = weight_type(settings.dtype, device)
-    require_memory(config, device, weights, for_training=True, held_bytes=held_bytes)
+    settings, notes = pin_experts(
+        settings, config, device, tokens=_tokens(settings), held_bytes=held_bytes
+    )
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
@@ -105,7 +106,6 @@ def prepare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same ones come again when training begins
         make_config(settings, "unused", state.num_processes, rows=len(dataset))
-    notes = []
     if dropped:
         notes.append(f"{dropped} of {len(table)} rows have long prompts and are left out")
     if flat:
@@ -214,7 +214,7 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         "completions": completions,
         "max_new_tokens": completions * settings.max_completion_length,
         "checkpoints": len(range(settings.save_steps, settings.max_steps + 1, settings.save_steps)),
-        "memory_bytes": _memory(settings),
+        **_memory(settings),
         "data_sha256": data_hash(table, settings),
     }
 
@@ -226,7 +226,7 @@ def _held_out(
     if settings.eval_steps is None:
         return None
     table = read_tables(settings, settings.eval_data, home)
-    if table.q is None:
+    if table.q is None and not by_reward(table):
         raise DataError(
             f"{', '.join(settings.eval_data)} holds no q_action columns to measure regret by",
             hint="name other tables with --eval-data",
@@ -253,7 +253,9 @@ def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
     return table
 
 
-def read_tables(settings: TrainSettings, paths: list[str], home: str | None = None) -> DecisionTable:
+def read_tables(
+    settings: TrainSettings, paths: list[str], home: str | None = None
+) -> DecisionTable:
     """Read tables; paths that are not here but where the run began are taken from there."""
     if home is not None:
         paths = [
@@ -276,19 +278,33 @@ def read_tables(settings: TrainSettings, paths: list[str], home: str | None = No
     return table
 
 
-def _memory(settings: TrainSettings) -> int | None:
-    """Estimate the bytes one process needs, without the Hub and without building anything."""
+def _tokens(settings: TrainSettings) -> int:
+    """The tokens of one micro-step, if every prompt and completion is as long as it may be."""
+    rows = settings.prompts_per_step * settings.num_generations
+    return rows * (settings.max_prompt_length + settings.max_completion_length)
+
+
+def _memory(settings: TrainSettings) -> dict[str, Any]:
+    """How the experts would be held and the bytes one process needs; builds and fetches nothing."""
+    unknown = {"experts": None, "memory_bytes": None}
     try:
         config = published_config(settings.model)
         if config is None and Path(settings.model).is_dir():
             config = read_config(settings.model)
-        dtype = weight_type(settings.dtype, resolve_device(settings.device))
+        device = resolve_device(settings.device)
+        dtype = weight_type(settings.dtype, device)
     except (GptossError, json.JSONDecodeError):
-        return None
+        return unknown
     if config is None:
-        return None
-    rows = settings.prompts_per_step * settings.num_generations
-    tokens = rows * (settings.max_prompt_length + settings.max_completion_length)
-    return estimate_memory(
-        config, lora_r=settings.lora_r, tokens=tokens, weight_bytes=dtype.itemsize
-    ).training
+        return unknown
+    choice = weigh_experts(
+        settings.experts,
+        config,
+        device,
+        dtype,
+        obstacle=obstacle_of(settings, config, dtype, settings.model),
+        for_training=True,
+        lora_r=settings.lora_r,
+        tokens=_tokens(settings),
+    )
+    return {"experts": choice.held, "memory_bytes": choice.bytes_needed}

@@ -110,7 +110,7 @@ class Metrics(TrainerCallback):
         """Write the record of this step; the summary at the end of training is no step."""
         if not logs or "train_runtime" in logs:
             return
-        if "eval_regret" in logs or "eval_loss" in logs:
+        if any(name in logs for name in ("eval_regret", "eval_reward", "eval_loss")):
             self._evaluated(state, logs)
             return
         record = self._record(state, logs)
