@@ -102,10 +102,15 @@ def given_prompt(settings: AnswerSettings) -> str | None:
         raise ConfigError(f"`prompt_file` {settings.prompt_file} cannot be read: {error}") from None
 
 
-def asked_table(settings: GenerateSettings | TestAdapterSettings) -> DecisionTable:
-    """Read the tables of --data, their prompts rendered as the settings say."""
+def asked_table(
+    settings: GenerateSettings | TestAdapterSettings, loaded: Loaded
+) -> DecisionTable:
+    """Read the tables of --data, their prompts rendered as TARGET reads them."""
     from ..core.data import load_table
+    from ..evaluation.sources import find_source
+    from ..models.chats import prompts_for
 
+    source = find_source(settings.target, settings.model if "model" in loaded.explicit else None)
     return load_table(
         settings.data,
         encoding=settings.encoding,
@@ -114,6 +119,12 @@ def asked_table(settings: GenerateSettings | TestAdapterSettings) -> DecisionTab
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
         actions=settings.actions,
+        prompts=prompts_for(
+            source.base,
+            date=settings.date,
+            model_identity=settings.model_identity,
+            fetch=not settings.dry_run,
+        ),
     )
 
 

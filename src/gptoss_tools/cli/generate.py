@@ -68,7 +68,7 @@ def _table(settings: GenerateSettings, loaded: Loaded) -> None:
     from ..core.table_writer import TableWriter
     from ..evaluation.scoring import score
 
-    table = asked_table(settings)
+    table = asked_table(settings, loaded)
     target = new_file(settings.out, settings.overwrite) if settings.out else None
     if settings.dry_run:
         out.result({"prompts": len(table), "target": settings.target, "out": settings.out})

@@ -32,7 +32,7 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
     names: list[str] = settings.actions
     find_source(settings.target)  # a wrong target is said before a wrong table
     if prompt is None:
-        table = asked_table(settings)
+        table = asked_table(settings, loaded)
         if row >= len(table):
             raise DataError(f"`row` is {settings.row}, but the tables have {len(table)} rows")
         prompt = table.prompts[row]

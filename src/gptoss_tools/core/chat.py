@@ -7,6 +7,7 @@ has a chat template. Everything that asks or trains a model goes through one of 
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legac
 from gptoss_tools.core.template_chat import TemplateChat
 from gptoss_tools.errors import ConfigError, DataError
 
-__all__ = ["Chat", "HarmonyChat", "HarmonyPrompts", "Prompts", "Reader", "chat_of"]
+__all__ = ["Chat", "HarmonyChat", "HarmonyPrompts", "Prompts", "RawPrompts", "Reader", "chat_of"]
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -138,6 +139,18 @@ class HarmonyPrompts:
                 f"the Harmony prompt ends in {text[-30:]!r}, not in {GENERATION_PROMPT}",
                 hint="leave the assistant's message to the model",
             )
+        return text
+
+
+class RawPrompts:
+    """Leaves prompts as tables hold them, where nobody knows yet which model will read them."""
+
+    def prompt(self, messages: Messages, *, reasoning_effort: str = "medium") -> str:
+        return json.dumps(list(messages), ensure_ascii=False)
+
+    def of_text(
+        self, text: str, *, reasoning_effort: str = "medium", from_table: bool = False
+    ) -> str:
         return text
 
 

@@ -23,6 +23,7 @@ from gptoss_tools.errors import DataError, MachineError
 from gptoss_tools.evaluation.decoding import generation_config, processors, stream_tokens
 from gptoss_tools.evaluation.sources import Prompt, Source, as_harmony, as_prompt, find_source
 from gptoss_tools.models.loading import (
+    context_of,
     load_model,
     load_tokenizer,
     load_with_adapter,
@@ -74,12 +75,14 @@ def load_policy(
         "for_training": False,
         "cache_dir": cache_dir,
     }
+    tokenizer = load_tokenizer(source.base, cache_dir=cache_dir)
+    chat_of(tokenizer)  # a model that answers nobody is refused before its weights load
     if source.adapter is None:
         loaded = load(source.base, **options)
     else:
         loaded = load_with_adapter(source.base, source.adapter, load=load, **options)
     loaded.eval()
-    return Policy(loaded, load_tokenizer(source.base, cache_dir=cache_dir), source)
+    return Policy(loaded, tokenizer, source)
 
 
 @dataclass
@@ -195,8 +198,8 @@ class Policy:
         except DataError as error:
             raise DataError(f"prompt {index + 1}: {error}", hint=error.hint) from error
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = self.model.config.max_position_embeddings
-        if len(ids) >= room:
+        room = context_of(self.model.config)
+        if room is not None and len(ids) >= room:
             raise DataError(
                 f"prompt {index + 1} has {len(ids)} tokens, and the model reads {room} in all"
             )
@@ -218,7 +221,8 @@ class Policy:
         **more: Any,
     ) -> torch.Tensor:
         width = max(map(len, prompts))
-        steps = min(decoding.max_new_tokens, self.model.config.max_position_embeddings - width)
+        room = context_of(self.model.config) or width + decoding.max_new_tokens
+        steps = min(decoding.max_new_tokens, room - width)
         pad = [width - len(ids) for ids in prompts]
         blank = self.chat.pad_id
         ids = torch.tensor([[blank] * n + p for n, p in zip(pad, prompts, strict=True)])

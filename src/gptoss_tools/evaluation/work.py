@@ -17,6 +17,7 @@ from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.evaluation import closed_loop
 from gptoss_tools.evaluation.metrics import Choices
 from gptoss_tools.evaluation.sources import Source, find_source
+from gptoss_tools.models.chats import prompts_for
 from gptoss_tools.settings import EvaluateSettings
 from gptoss_tools.tes.plant import Plant
 from gptoss_tools.tes.series import Series
@@ -61,6 +62,12 @@ def prepare(settings: EvaluateSettings, on_model: str | None = None) -> Work:
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
         actions=settings.actions,
+        prompts=prompts_for(
+            source.base,
+            date=settings.date,
+            model_identity=settings.model_identity,
+            fetch=not settings.dry_run,
+        ),
     )
     if table.q is None:
         raise DataError(

@@ -1,4 +1,6 @@
-"""Loading a gpt-oss base model, its tokenizer and an adapter: the one way in for every command.
+"""Loading a base model, its tokenizer and an adapter: the one way in for every command.
+
+What follows is about gpt-oss; of other families transformers chooses the code itself.
 
 MXFP4 experts are dequantised, since no installed code trains through packed ones, unless
 `quantized` asks to keep them. Everything that can be refused is refused before a weight loads.
@@ -64,24 +66,26 @@ _ADAPTER_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 _TODAY = 'strftime_now("%Y-%m-%d")'
 
 
-def read_config(name: str | Path, *, any_family: bool = False) -> Any:
-    """Config of a resolved model; MachineError if the Hub gives none, ConfigError if no gpt-oss.
+def read_config(name: str | Path) -> Any:
+    """Config of a resolved model; MachineError if the Hub gives none, ConfigError for a broken one.
 
-    `any_family` takes the config of any language model. Reading it fetches config.json alone. An
-    unreachable Hub is noticed at once, not after huggingface_hub's half minute of retries.
+    Reading it fetches config.json alone. An unreachable Hub is noticed at once, not after
+    huggingface_hub's half minute of retries.
     """
     if not Path(name).is_dir() and try_to_load_from_cache(str(name), "config.json") is None:
         _ask_hub(str(name))
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(str(name))
+            return AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         if Path(name).is_dir():
             raise ConfigError(f"{name}/config.json cannot be read: {first_line(error)}") from error
         raise _unreachable(str(name), error) from error
-    if not any_family and not isinstance(config, GptOssConfig):
-        raise ConfigError(f"model {name} is of type {config.model_type}, not gpt_oss")
-    return config
+
+
+def context_of(config: Any) -> int | None:
+    """How many tokens a model reads and writes in all, None where its config sets no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _ask_hub(name: str) -> None:
@@ -107,13 +111,11 @@ def load_model(
     device: str = "auto",
     quantized: bool = False,
     for_training: bool = True,
-    any_family: bool = False,
     cache_dir: Path | None = None,
 ) -> PreTrainedModel:
     """Load a base model onto one device, in eval mode; the table above says what `auto` means.
 
-    `quantized` keeps the experts packed (inference only); `any_family` also takes models other than
-    gpt-oss, with the attention code transformers chooses. Raises MachineError where memory, GPU or
+    `quantized` keeps the experts packed (inference only). Raises MachineError where memory, GPU or
     network do not suffice, ConfigError for wrong settings, DataError if the checkpoint lacks a
     tensor (transformers would fill it with random numbers and go on).
     """
@@ -132,7 +134,7 @@ def load_model(
             hint="run without --quantized: the experts are then dequantised",
         )
     path = resolve_model(name, cache_dir=cache_dir)
-    config = read_config(path, any_family=any_family)
+    config = read_config(path)
     is_gpt_oss = isinstance(config, GptOssConfig)
     packed_file = getattr(config, "quantization_config", None) is not None
     if quantized and not packed_file:
@@ -144,7 +146,7 @@ def load_model(
         options["attn_implementation"] = attention
     elif attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
-    if packed_file:
+    if packed_file and is_gpt_oss:
         options["quantization_config"] = Mxfp4Config(dequantize=not quantized)
     if is_gpt_oss and not quantized:
         chosen = "grouped_mm" if experts_implementation == "auto" else experts_implementation
@@ -193,7 +195,6 @@ def load_tokenizer(
     name: str | Path,
     *,
     date: str | None = None,
-    any_family: bool = False,
     cache_dir: Path | None = None,
 ) -> PreTrainedTokenizerFast:
     """Load the tokenizer, padding left, its template pinned to `date` (YYYY-MM-DD) if one is given.
@@ -201,7 +202,7 @@ def load_tokenizer(
     gpt-oss's template prints today's date, so prompts would otherwise change overnight.
     """
     path = resolve_model(name, cache_dir=cache_dir)
-    read_config(path, any_family=any_family)  # the same clear refusals as for the model
+    read_config(path)  # the same clear refusals as for the model
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from transformers import GptOssConfig
 
 from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.models.scratch import count_parameters
 
 GB = 1e9
 # Layers and experts of the published checkpoints, so that their size can be told without the Hub;
@@ -51,7 +53,7 @@ def published_config(name: str) -> GptOssConfig | None:
 
 
 def estimate_memory(
-    config: GptOssConfig,
+    config: Any,
     *,
     lora_r: int = 4,
     tokens: int = 5000,
@@ -62,8 +64,11 @@ def estimate_memory(
     Training adds 16 bytes per parameter of an attention adapter (float32 weight, gradient and two
     moments) and, per token, what gradient checkpointing keeps (hidden states of every layer) plus
     0.25 MB per 2880 hidden units for the layer being recomputed. Eager attention's score matrix,
-    heads * length^2, comes on top where the prompts are long.
+    heads * length^2, comes on top where the prompts are long. Models other than gpt-oss are counted
+    as transformers makes them, without a tensor; their adapter is taken to reach every linear layer.
     """
+    if not isinstance(config, GptOssConfig):
+        return _other_family(config, lora_r, tokens, weight_bytes)
     hidden, layers, experts = (
         config.hidden_size,
         config.num_hidden_layers,
@@ -82,6 +87,21 @@ def estimate_memory(
     return MemoryEstimate(
         parameters=parameters,
         packed=packed // 2 + packed // 32 + 2 * plain,
+        bfloat16=2 * parameters,
+        float32=4 * parameters,
+        training=weight_bytes * parameters + 16 * adapter + activations,
+    )
+
+
+def _other_family(config: Any, lora_r: int, tokens: int, weight_bytes: int) -> MemoryEstimate:
+    sizes, parameters = config.get_text_config(), count_parameters(config)
+    hidden, layers = sizes.hidden_size, sizes.num_hidden_layers
+    inner = getattr(sizes, "intermediate_size", None) or 4 * hidden
+    adapter = layers * lora_r * (4 * 2 * hidden + 3 * (hidden + inner))
+    activations = tokens * hidden * (2 * layers + 90) * weight_bytes // 2
+    return MemoryEstimate(
+        parameters=parameters,
+        packed=2 * parameters,
         bfloat16=2 * parameters,
         float32=4 * parameters,
         training=weight_bytes * parameters + 16 * adapter + activations,
@@ -137,7 +157,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def require_memory(
-    config: GptOssConfig,
+    config: Any,
     device: torch.device,
     dtype: torch.dtype,
     *,

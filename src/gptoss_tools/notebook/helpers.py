@@ -32,7 +32,7 @@ def format_prompt(question: str, config: TrainSettings, rubric: str | None = Non
     marking scheme can copy it.
     """
     text = f"Rubric:\n{rubric}\n\n{question}" if rubric else question
-    tokenizer = load_tokenizer(config.model, any_family=True, cache_dir=cache_dir())
+    tokenizer = load_tokenizer(config.model, cache_dir=cache_dir())
     chat = chat_of(tokenizer, date=config.date, model_identity=config.model_identity)
     message = {"role": "user", "content": text}
     return chat.prompt([message], reasoning_effort=config.reasoning_effort)

@@ -215,7 +215,7 @@ class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
                 input_ids,
                 attention_mask,
                 logits_to_keep,
-                sliding_window=self.model.config.sliding_window,
+                config=self.model.config,
                 dtype=self.model.dtype,
                 batch_size=batch_size,
             )

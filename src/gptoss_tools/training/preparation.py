@@ -22,6 +22,7 @@ from datasets import Dataset
 from huggingface_hub import constants as hub_constants
 from transformers import GptOssConfig, PreTrainedTokenizerFast
 
+from gptoss_tools.core.chat import Prompts, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.rubrics import parse_rubric
@@ -29,8 +30,10 @@ from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import DataError, GptossError, MachineError
 from gptoss_tools.evaluation.earned import by_reward
 from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
+from gptoss_tools.models.chats import prompts_for
 from gptoss_tools.models.loading import (
     choose_attention,
+    context_of,
     load_tokenizer,
     read_config,
     resolve_model,
@@ -50,6 +53,7 @@ from gptoss_tools.training.heldout import overlap
 from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.rewarding import DecisionReward
+from gptoss_tools.training.shared_prefix import check_family
 from gptoss_tools.training.trackers import require_tracker
 from gptoss_tools.training.zero_signal import telling_rows
 
@@ -84,11 +88,9 @@ def prepare(
     require_tracker(settings.report_to)
     _require_packages(settings.trainer)
     device = resolve_device(settings.device)
-    choose_attention(settings.attn_implementation, device, True)
     if settings.date is None:
         # Pinned, so that prompts kept as messages read the same when the run goes on tomorrow.
         settings = settings.model_copy(update={"date": datetime.date.today().isoformat()})
-    table = _table(settings, home)
     name = settings.model
     if home and not Path(name).is_dir() and (Path(home) / name).is_dir():
         name = str(Path(home) / name)
@@ -96,10 +98,16 @@ def prepare(
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
     config = read_config(model)
+    if isinstance(config, GptOssConfig):
+        choose_attention(settings.attn_implementation, device, True)
+    if settings.share_prompts:
+        check_family(config)
     settings, notes = pin_experts(
         settings, config, device, tokens=_tokens(settings), held_bytes=held_bytes
     )
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
+    chat = chat_of(tokenizer, date=settings.date, model_identity=settings.model_identity)
+    table = _table(settings, home, chat)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
     dataset, flat = _telling(dataset, settings)
@@ -113,7 +121,7 @@ def prepare(
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
     notes += _attention_notes(settings, config, device)
-    held_out = _held_out(settings, home, tokenizer, config.max_position_embeddings)
+    held_out = _held_out(settings, home, chat, tokenizer, context_of(config))
     if held_out is not None and (shared := overlap(table.prompts, held_out)):
         notes.append(f"{shared} of {len(held_out)} held-out prompts are trained on as well")
     return GrpoPrepared(
@@ -155,14 +163,14 @@ def _require_packages(trainer: Mapping[str, Any]) -> None:
             )
 
 
-def _attention_notes(
-    settings: TrainSettings, config: GptOssConfig, device: torch.device
-) -> list[str]:
+def _attention_notes(settings: TrainSettings, config: Any, device: torch.device) -> list[str]:
     """Warn where eager attention over the longest allowed completions would not fit.
 
     Not an error: completions are usually shorter, and a step that does not fit can be resumed.
     """
-    if settings.attn_implementation not in ("auto", "eager"):
+    # Of other families transformers chooses attention that keeps no scores.
+    keeps = ("auto", "eager") if isinstance(config, GptOssConfig) else ("eager",)
+    if settings.attn_implementation not in keeps:
         return []
     rows = settings.prompts_per_step * settings.num_generations
     length = settings.max_prompt_length + settings.max_completion_length
@@ -191,11 +199,14 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
     """Say what training would do, `reached` steps into `run`; load and write nothing.
 
     Bytes are estimates for one process; `memory_bytes` is None where the model's shape is not known
-    without the Hub. Raises as `prepare` where that can be told without the model.
+    without the Hub, `data_sha256` where its way of writing prompts is not. Raises as `prepare` where that can be told without the model.
     """
     require_tracker(settings.report_to)
     Rewards(settings)  # refuses what is none
-    table = _table(settings, run.config.get("cwd") if run else None)
+    chat = prompts_for(
+        settings.model, date=settings.date, model_identity=settings.model_identity, fetch=False
+    )
+    table = _table(settings, run.config.get("cwd") if run else None, chat)
     folder = run.path if run else Path(settings.output_dir or next_free())
     prompts = min(settings.prompts_per_step, len(table))
     per_step = prompts * settings.num_generations * settings.gradient_accumulation_steps
@@ -215,24 +226,28 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         "max_new_tokens": completions * settings.max_completion_length,
         "checkpoints": len(range(settings.save_steps, settings.max_steps + 1, settings.save_steps)),
         **_memory(settings),
-        "data_sha256": data_hash(table, settings),
+        "data_sha256": None if isinstance(chat, RawPrompts) else data_hash(table, settings),
     }
 
 
 def _held_out(
-    settings: TrainSettings, home: str | None, tokenizer: PreTrainedTokenizerFast, room: int
+    settings: TrainSettings,
+    home: str | None,
+    chat: Prompts,
+    tokenizer: PreTrainedTokenizerFast,
+    room: int | None,
 ) -> DecisionTable | None:
     """Read the held-out tables if the run is to be measured on them."""
     if settings.eval_steps is None:
         return None
-    table = read_tables(settings, settings.eval_data, home)
+    table = read_tables(settings, settings.eval_data, home, chat)
     if table.q is None and not by_reward(table):
         raise DataError(
             f"{', '.join(settings.eval_data)} holds no q_action columns to measure regret by",
             hint="name other tables with --eval-data",
         )
     lengths = [len(ids) for ids in tokenize(tokenizer, table.prompts)]
-    if max(lengths) >= room:
+    if room is not None and max(lengths) >= room:
         row = lengths.index(max(lengths))
         raise DataError(
             f"{table.where(row)}: the prompt has {lengths[row]} tokens, and the model reads {room} "
@@ -241,9 +256,9 @@ def _held_out(
     return table
 
 
-def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
+def _table(settings: TrainSettings, home: str | None, chat: Prompts) -> DecisionTable:
     """Read the tables to train on."""
-    table = read_tables(settings, settings.data, home)
+    table = read_tables(settings, settings.data, home, chat)
     if table.rewards is None and needed(settings)["values"]:
         paths = settings.data
         raise DataError(
@@ -254,9 +269,15 @@ def _table(settings: TrainSettings, home: str | None) -> DecisionTable:
 
 
 def read_tables(
-    settings: TrainSettings, paths: list[str], home: str | None = None
+    settings: TrainSettings,
+    paths: list[str],
+    home: str | None = None,
+    chat: Prompts | None = None,
 ) -> DecisionTable:
-    """Read tables; paths that are not here but where the run began are taken from there."""
+    """Read tables; paths that are not here but where the run began are taken from there.
+
+    `chat` writes the prompts, gpt-oss's way of doing it where there is none.
+    """
     if home is not None:
         paths = [
             str(Path(home) / p) if not glob.glob(p) and glob.glob(str(Path(home) / p)) else p
@@ -270,6 +291,7 @@ def read_tables(
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
         actions=settings.actions,
+        prompts=chat,
         **needed(settings),
     )
     if "rubric" in settings.reward:  # hours before a broken one would be met

@@ -66,7 +66,6 @@ def _model(sitting: Sitting, prepared: PretrainPrepared, settings: PretrainSetti
             dtype="float32" if settings.adapter == "none" else settings.dtype,
             experts_implementation=experts,
             device=settings.device,
-            any_family=True,
             cache_dir=sitting.cache_dir,
         )
     set_seed(settings.seed)  # the adapter's first weights are drawn here

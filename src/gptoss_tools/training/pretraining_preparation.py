@@ -197,14 +197,14 @@ def _tokenizer(
     if settings.tokenizer in ("character", "bpe"):
         return new_tokenizer(settings.tokenizer, corpus.texts, settings.vocab_size)
     name = model if settings.tokenizer == "model" else _resolved(settings.tokenizer, home, None)
-    return load_tokenizer(str(name), any_family=True, cache_dir=cache_dir)
+    return load_tokenizer(str(name), cache_dir=cache_dir)
 
 
 def _config(
     settings: PretrainSettings, model: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedConfig:
     if model is not None:
-        return read_config(model, any_family=True)
+        return read_config(model)
     config = new_config(settings, tokenizer, settings.router_aux_loss_coef)
     if settings.adapter != "none":
         config.tie_word_embeddings = False  # embeddings and head learn, each by itself

@@ -28,7 +28,6 @@ def build(sitting: Sitting) -> SftTrainer:
         attn_implementation=settings.attn_implementation,
         experts_implementation=settings.experts_implementation,
         device=settings.device,
-        any_family=True,
         cache_dir=sitting.cache_dir,
     )
     set_seed(settings.seed)  # the adapter's first weights are drawn here

@@ -166,8 +166,8 @@ def _model(
     model = resolve_model(_found(settings.model, home), cache_dir=cache_dir)
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # it ends up in the adapter, read from anywhere
-    config = read_config(model, any_family=True)
-    return model, config, load_tokenizer(model, any_family=True)
+    config = read_config(model)
+    return model, config, load_tokenizer(model)
 
 
 def _fit(settings: SftSettings, config: Any) -> list[str]:

@@ -20,8 +20,23 @@ from typing import Any
 
 import torch
 
+from gptoss_tools.errors import ConfigError
+
 MASKS = ("full_attention", "sliding_attention")
 """The kinds of layers gpt-oss has; its model takes one mask for each."""
+BY_KIND = ("gpt_oss", "qwen2", "qwen3")
+BY_MODEL = ("llama", "mistral")
+"""Families whose models take a mask for each kind of layer, and one mask for all layers."""
+
+
+def check_family(config: Any) -> None:
+    """Raise ConfigError for a model that is not known to take masks of our making."""
+    if config.model_type not in (*BY_KIND, *BY_MODEL):
+        raise ConfigError(
+            f"share_prompts is exact for {', '.join((*BY_KIND, *BY_MODEL))}, and nobody has "
+            f"checked it for {config.model_type}",
+            hint="leave out share_prompts: every completion then brings its prompt along",
+        )
 
 
 @dataclass(frozen=True)
@@ -163,16 +178,17 @@ def score(
     attention_mask: torch.Tensor,
     completion_length: int,
     *,
-    sliding_window: int | None,
+    config: Any,
     dtype: torch.dtype,
     batch_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies of the completions: [B, completion_length] each.
 
     What TRL's method of that purpose returns, at 0 where the completion's mask is 0. `model` has
-    TRL's fused head. `batch_size` bounds the completions in one forward, except within a group.
+    TRL's fused head and this `config`. `batch_size` bounds the completions in one forward, except within a group.
     """
     split = input_ids.size(1) - completion_length
+    window = getattr(config, "sliding_window", None)
     pieces = pieces_of(
         input_ids[:, :split],
         attention_mask[:, :split],
@@ -182,14 +198,14 @@ def score(
     if not pieces:  # the result must hang on the model's weights all the same
         prompt = input_ids[0, :split][attention_mask[0, :split].bool()].tolist()
         pieces = [Piece(prompt, [Branch(0, input_ids[0, split : split + 1].tolist())])]
-    shape = (input_ids.size(0), completion_length)
+    shape, by_kind = (input_ids.size(0), completion_length), config.model_type in BY_KIND
     logps: Any = None
     entropies: Any = None
     for part in _batches(pieces, batch_size):
-        packed = pack(part, sliding_window=sliding_window, dtype=dtype, device=input_ids.device)
+        packed = pack(part, sliding_window=window, dtype=dtype, device=input_ids.device)
         outputs = model(
             input_ids=packed.input_ids,
-            attention_mask=packed.masks,
+            attention_mask=packed.masks if by_kind else packed.masks[MASKS[1]],
             position_ids=packed.position_ids,
             shift_labels=packed.labels,
             fused_lm_head=True,
