@@ -29,15 +29,15 @@ DRAWN = 32  # tokens of the generation measurement
 GOALS = {"forward, loss, backward": 5.0, "generation": 3.0, "whole step": 4.0}
 
 
-def furnish(folder: Path, prompt: int) -> Path:
-    """Write a table of prompts with exactly `prompt` tokens; return it."""
+def furnish(folder: Path, prompt: int, model: Path | None = None, rows: int = 8) -> Path:
+    """Write a table of prompts with `prompt` tokens of a model (default: tiny); return it."""
     from transformers import AutoTokenizer
 
     from gptoss_tools.models.tiny_cache import tiny_path
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_path())
+    tokenizer = AutoTokenizer.from_pretrained(model or tiny_path())
     lines = ["prompt,q_action_0,q_action_1,reward_action_0,reward_action_1"]
-    for row in range(8):
+    for row in range(rows):
         start, end = f"<|start|>user<|message|>case {row}:", "<|end|><|start|>assistant"
         missing = prompt - len(tokenizer(start + end)["input_ids"])
         text = start + "7" * 3 * missing
@@ -49,28 +49,34 @@ def furnish(folder: Path, prompt: int) -> Path:
     return path
 
 
-def settings(table: Path, completion: int, group: int, steps: int, share: bool) -> Any:
+def settings(
+    table: Path, completion: int, group: int, steps: int, share: bool, **others: Any
+) -> Any:
+    """Settings of `steps` steps on a table, completions of exactly one length."""
     from gptoss_tools.settings import TrainSettings
 
-    return TrainSettings(
-        model="tiny",
-        data=[str(table)],
-        output_dir=str(table.parent / f"run-{share}-{steps}-{completion}"),
-        max_steps=steps,
-        num_generations=group,
-        prompts_per_step=1,
-        gradient_accumulation_steps=1,
-        max_prompt_length=100_000,
-        max_completion_length=completion,
-        gradient_checkpointing=False,
-        save_steps=10_000,
-        device="cpu",
-        dtype="float32",
-        date="2026-01-01",
-        share_prompts=share,
-        reward="shared_prompts:by_length",
-        trainer={"generation_kwargs": {"min_new_tokens": completion}},
-    )
+    own: dict[str, Any] = {
+        "model": "tiny",
+        "data": [str(table)],
+        "output_dir": str(table.parent / f"run-{share}-{steps}-{completion}"),
+        "max_steps": steps,
+        "num_generations": group,
+        "prompts_per_step": 1,
+        "gradient_accumulation_steps": 1,
+        "max_prompt_length": 100_000,
+        "max_completion_length": completion,
+        "gradient_checkpointing": False,
+        "save_steps": 10_000,
+        "device": "cpu",
+        "dtype": "float32",
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "date": "2026-01-01",
+        "share_prompts": share,
+        "reward": ["shared_prompts:by_length"],
+        "trainer": {"generation_kwargs": {"min_new_tokens": completion}},
+    }
+    return TrainSettings(**(own | others))
 
 
 def by_length(decision, rewards_K, completion, row):
@@ -94,11 +100,13 @@ def trainer(wanted: Any, stock: bool) -> Any:
     prepared = prepare(wanted)
     args = make_config(wanted, wanted.output_dir, rows=prepared.rows)
     args.save_strategy = "no"
-    model = load_model(prepared.model, dtype="float32", device="cpu")
+    model = load_model(
+        prepared.model, dtype=wanted.dtype, device=wanted.device, experts=prepared.settings.experts
+    )
     set_seed(wanted.seed)
     options = {"args": args, "train_dataset": prepared.dataset}
     reward = DecisionReward.from_settings(wanted, prepared.tokenizer)
-    adapted = get_peft_model(model, lora_config(r=16, alpha=32))
+    adapted = get_peft_model(model, lora_config(r=wanted.lora_r, alpha=wanted.lora_alpha))
     if stock:
         return GRPOTrainer(
             adapted, reward_funcs=reward, processing_class=prepared.tokenizer, **options

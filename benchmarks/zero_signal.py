@@ -1,0 +1,90 @@
+"""What it gains to leave out groups that teach nothing: useful groups per second, in one run.
+
+    python benchmarks/zero_signal.py [--steps 20] [--temperature 0.3] [--out DIR]
+
+The tiny model on the shipped table, 8 prompts x 8 completions, share_prompts; a low temperature
+makes it as sure of its answers as a policy is late in training, so that many groups agree. Each of
+`zero_signal` keep, skip and resample trains --steps steps from the same first weights; a group is
+useful if its completions did not all earn the same. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+from goals import goal, write
+from measuring import machine
+
+HERE = Path(__file__).resolve().parent
+PROMPTS = 8
+WAYS = ("keep", "skip", "resample")
+
+
+def figures(home: Path, way: str, steps: int, temperature: float) -> dict[str, float]:
+    """Train one way; groups that taught something, and seconds, of a step on average."""
+    from gptoss_tools.settings import TrainSettings
+    from gptoss_tools.training.train import train
+
+    train(
+        TrainSettings(
+            model="tiny",
+            data=[str(HERE.parent / "data" / "train")],
+            output_dir=str(home / way),
+            max_steps=steps,
+            num_generations=8,
+            prompts_per_step=PROMPTS,
+            gradient_accumulation_steps=1,
+            max_completion_length=40,
+            temperature=temperature,
+            learning_rate=1e-4,
+            share_prompts=True,
+            gradient_checkpointing=False,
+            save_steps=steps,
+            zero_signal=way,
+            device="cpu",
+            date="2026-01-01",
+        )
+    )
+    lines = (home / way / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    own = [record for record in records if "step_time" in record][1:]  # the first one warms up
+    name = "frac_reward_zero_std" if way == "keep" else "silent_share"
+    useful = PROMPTS * (1 - mean(record[name] for record in own))
+    seconds = mean(record["step_time"] for record in own)
+    return {"useful": useful, "seconds": seconds, "rate": useful / seconds}
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        found = {way: figures(Path(home), way, options.steps, options.temperature) for way in WAYS}
+    print("| zero_signal | useful groups of 8 | seconds a step | useful groups a second |")
+    print("|---|---|---|---|")
+    for way, row in found.items():
+        print(f"| {way} | {row['useful']:.2f} | {row['seconds']:.3f} | {row['rate']:.1f} |")
+    if options.out:
+        plain = found["keep"]["rate"]
+        goals = [
+            goal(
+                f"useful groups a second, {way} beside keep",
+                found[way]["rate"] / plain,
+                1,
+                "higher",
+            )
+            for way in WAYS[1:]
+        ]
+        record = {"machine": machine(Path.cwd()), "goals": goals, "ways": found}
+        write(options.out, "zero_signal", "python benchmarks/zero_signal.py", record)
+
+
+if __name__ == "__main__":
+    main()
