@@ -210,6 +210,25 @@ def test_cells_that_are_no_numbers_are_named_and_shortened():
             numbers(pd.DataFrame({"q": cells}), "q", "x")
 
 
+def test_a_row_larger_than_a_block_is_read_in_its_place(tmp_path):
+    rows = [("0", "a")] * 1_200_000 + [("1", "a"), ("2", "x,\n" * 2_000_000), ("3", "b")]
+    frame = pd.DataFrame(rows, columns=["n", "text"], dtype=object)
+    path = write(tmp_path / "x.csv", [frame])  # blocks of 4 MB, and a row of 6
+    found = read(path)
+    assert len(found) == len(rows)
+    assert found[-4:] == rows[-4:]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_chunk_of_large_rows_is_small(tmp_path, suffix):
+    # 40 rows of 2 MB: no chunk has much more than 32 MB of them
+    rows = [f"{number}" + "x" * 2_000_000 for number in range(40)]
+    path = write(tmp_path / f"x{suffix}", [pd.DataFrame({"prompt": rows}, dtype=object)])
+    chunks = [values(chunk, "prompt") for chunk in read_chunks(path)]
+    assert max(map(len, chunks)) <= 17
+    assert [cell for chunk in chunks for cell in chunk] == rows
+
+
 def test_an_unknown_encoding_is_a_wrong_setting(tmp_path):
     (tmp_path / "x.csv").write_text("a\n1\n")
     with pytest.raises(ConfigError, match="encoding 'utf-9' is unknown"):

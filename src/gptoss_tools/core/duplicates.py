@@ -6,39 +6,45 @@ hit has a probability of 3e-6. Leaves out what to do about it.
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from gptoss_tools.core.tables import values
+from gptoss_tools.core.table_writer import csv_lines
+from gptoss_tools.core.tables import text_column, values
 
 
 class SeenRows:
     """Finds rows that come twice, in one file or in two, by a 64-bit hash of their cells."""
 
     def __init__(self) -> None:
-        self._hashes: list[np.ndarray] = []
+        self._hashes = array("q")  # grows in place
         self._files: list[tuple[Path, int]] = []
 
     def add(self, path: Path, frame: pd.DataFrame) -> None:
-        columns = [list(map(str, values(frame, name))) for name in sorted(frame.columns)]
-        if columns:
-            rows = map(hash, zip(*columns, strict=True))
-            self._hashes.append(np.fromiter(rows, np.int64, len(frame)))
+        if len(frame.columns) and len(frame):
+            lines = csv_lines([_texts(frame, name) for name in sorted(frame.columns)])
+            hashes = np.fromiter(map(hash, lines.to_pylist()), np.int64, len(frame))
+            self._hashes.frombytes(hashes.tobytes())
             self._files.append((path, len(frame)))
 
     def repeats(self, limit: int) -> tuple[list[tuple[Path, int, Path, int]], int]:
         """The first `limit` repeated rows as (file, row, file of the first, its row), and how many
         more there are."""
-        if not self._hashes:
-            return [], 0
-        hashes = np.concatenate(self._hashes)
-        _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-        twice = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
-        pairs = zip(twice[:limit].tolist(), first[inverse[twice[:limit]]].tolist(), strict=True)
-        found = [(*self._place(row), *self._place(earlier)) for row, earlier in pairs]
-        return found, max(len(twice) - limit, 0)
+        hashes = np.frombuffer(self._hashes, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        ordered = hashes[order]
+        again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+        rows = np.sort(order[again])
+        pairs = []
+        for row in rows[:limit].tolist():
+            # Of equal hashes the stable order has the first row first.
+            first = order[np.searchsorted(ordered, hashes[row])]
+            pairs.append((*self._place(row), *self._place(int(first))))
+        return pairs, max(len(rows) - limit, 0)
 
     def _place(self, index: int) -> tuple[Path, int]:
         begin, file_begin, previous = 0, 0, None
@@ -49,3 +55,10 @@ class SeenRows:
                 return path, int(index) - file_begin + 1
             begin += rows
         raise IndexError(index)
+
+
+def _texts(frame: pd.DataFrame, column: str) -> pa.Array:
+    cells = text_column(frame, column)
+    if cells is None:
+        cells = pa.array(map(str, values(frame, column)), pa.large_string())
+    return cells.fill_null("None")

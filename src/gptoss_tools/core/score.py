@@ -6,6 +6,7 @@ Leaves out the formulas (core.rewards) and how files are written whole (core.rew
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +142,8 @@ class StatsCollector:
     """Gathers chunks of values and rewards into RewardStats, 16 bytes per row."""
 
     def __init__(self) -> None:
-        self._gaps: list[np.ndarray] = []
-        self._ranges: list[np.ndarray] = []
+        self._gaps = array("d")  # grow in place
+        self._ranges = array("d")
         self._rows = self._flat = self._tied = self._single = 0
         self._actions: set[int] = set()
 
@@ -155,8 +156,10 @@ class StatsCollector:
         ordered = np.sort(np.where(finite, q, -np.inf)[several], axis=1)
         low = np.where(finite, q, np.inf)[several].min(axis=1)
         with np.errstate(over="ignore"):  # 1e308 and -1e308 are further apart than floats reach
-            self._gaps.append(np.minimum(ordered[:, -1] - ordered[:, -2], LARGEST))
-            self._ranges.append(np.minimum(ordered[:, -1] - low, LARGEST))
+            gaps = np.minimum(ordered[:, -1] - ordered[:, -2], LARGEST)
+            ranges = np.minimum(ordered[:, -1] - low, LARGEST)
+        self._gaps.frombytes(gaps.tobytes())
+        self._ranges.frombytes(ranges.tobytes())
         known = ~np.isnan(rewards)
         mean = np.where(known, rewards, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
         best = np.where(known, rewards, -np.inf).max(axis=1)
@@ -168,8 +171,7 @@ class StatsCollector:
 
     def stats(self, tau: float) -> RewardStats:
         """The statistics of everything added so far; `tau` is in the unit of the values."""
-        gaps = np.concatenate(self._gaps) if self._gaps else np.empty(0)
-        ranges = np.concatenate(self._ranges) if self._ranges else np.empty(0)
+        gaps, ranges = np.frombuffer(self._gaps), np.frombuffer(self._ranges)
         apart = gaps[gaps > 0]
         return RewardStats(
             rows=self._rows,
@@ -212,5 +214,5 @@ def _old_rewards(frame: pd.DataFrame) -> list[str]:
 def _quantiles(found: np.ndarray) -> tuple[float, float, float] | None:
     if not len(found):
         return None
-    low, middle, high = np.quantile(found, (0.1, 0.5, 0.9))
+    low, middle, high = np.quantile(found, (0.1, 0.5, 0.9), overwrite_input=True)
     return float(low), float(middle), float(high)

@@ -75,8 +75,9 @@ class TableWriter:
         elif self.suffix == ".csv":
             if first:
                 names = [pa.array([str(name)], _TEXT) for name in frame.columns]
-                self._file.write(_csv_text(names))
-            self._file.write(_csv_text([_cells(frame, name) for name in frame.columns]))
+                self._file.write(text_bytes(csv_lines(names)).data)
+            lines = csv_lines([_cells(frame, name) for name in frame.columns])
+            self._file.write(text_bytes(lines).data)
         else:
             self._write_parquet(frame)
 
@@ -178,16 +179,13 @@ def _float_texts(numbers: np.ndarray) -> pa.Array:
     return pc.replace_with_mask(texts, pa.array(odd), exact) if len(exact) else texts
 
 
-def _csv_text(columns: list[pa.Array]) -> pa.Buffer | bytes:
-    """Rows of a CSV file, quoted where needed, without a Python loop over cells."""
-    if not len(columns[0]):
-        return b""
+def csv_lines(columns: list[pa.Array]) -> pa.Array:
+    """Rows of a CSV file from columns of large strings without null, quoted where needed."""
     pieces = []
     for cells in columns:
         edge, inside = _quoted(cells, alone=len(columns) == 1)
         pieces += [edge, inside, edge, _text(",")] if edge is not None else [cells, _text(",")]
-    lines = pc.binary_join_element_wise(*pieces[:-1], _text("\n"), _text(""))
-    return lines.buffers()[2]
+    return pc.binary_join_element_wise(*pieces[:-1], _text("\n"), _text(""))
 
 
 def _quoted(cells: pa.Array, alone: bool) -> tuple[pa.Array | pa.Scalar | None, pa.Array]:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,10 @@ from gptoss_tools.errors import ConfigError, DataError
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = (4 << 20, 256 << 20)  # of CSV; the second where a row is larger than the first
 _CHUNK_BYTES = 32 << 20  # of JSONL and Parquet, whose rows may be of any size
+_BUFFER_BYTES = 1 << 20
+_SAMPLE_ROWS = 64  # tell how large the rows of a Parquet file are
 _TEXT = pa.large_string()  # a column of a chunk may hold more than 2 GB
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # may be a whole pair: look closer
 
@@ -124,33 +126,43 @@ def _read_csv(path: Path, encoding: str, delimiter: str, chunk_rows: int) -> Ite
     encoding = _codec(encoding)
     header = _header(path, encoding, delimiter)
     _refuse_open_quote(path, encoding, delimiter)
-    text = dict.fromkeys(header, pa.string())
-    try:
-        reader = pyarrow.csv.open_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(
-                block_size=_BLOCK_BYTES, encoding="utf8" if encoding == "utf-8-sig" else encoding
-            ),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=text, strings_can_be_null=False
-            ),
-        )
-        empty = True
-        for batch in reader:
-            for begin in range(0, batch.num_rows, chunk_rows):
-                empty = False
-                yield batch.slice(begin, chunk_rows).to_pandas(types_mapper=pd.ArrowDtype)
-    except (pa.ArrowInvalid, UnicodeError) as error:
-        raise _diagnose(path, encoding, delimiter, len(header), error) from error
-    if empty:
+    rows = 0
+    for block_bytes in _BLOCK_BYTES:
+        try:
+            for batch in _csv_batches(path, encoding, delimiter, header, block_bytes, rows):
+                for begin in range(0, batch.num_rows, chunk_rows):
+                    yield batch.slice(begin, chunk_rows).to_pandas(types_mapper=pd.ArrowDtype)
+                rows += batch.num_rows
+            break
+        except (pa.ArrowInvalid, UnicodeError) as error:
+            if "straddling" not in str(error) or block_bytes == _BLOCK_BYTES[-1]:
+                raise _diagnose(path, encoding, delimiter, len(header), error) from error
+    if not rows:
         yield pd.DataFrame({name: pd.array([], pd.ArrowDtype(pa.string())) for name in header})
+
+
+def _csv_batches(
+    path: Path, encoding: str, delimiter: str, header: list[str], block_bytes: int, done: int
+) -> pyarrow.csv.CSVStreamingReader:
+    """Rows after the first `done`, as Arrow reads them: a block in memory, every cell text."""
+    return pyarrow.csv.open_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(
+            block_size=block_bytes,
+            encoding="utf8" if encoding == "utf-8-sig" else encoding,
+            skip_rows_after_names=done,
+        ),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+        ),
+    )
 
 
 def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataFrame]:
     row, empty = 0, True
     with path.open("rb") as file:
-        while lines := list(islice(file, chunk_rows)):
+        while lines := _lines(file, chunk_rows):
             records = []
             for line in lines:
                 text = _decode(line, _codec(encoding), path, row + 1)
@@ -176,11 +188,26 @@ def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataF
         yield pd.DataFrame()
 
 
+def _lines(file: BinaryIO, most: int) -> list[bytes]:
+    """The next lines: at most so many, and no more after they have _CHUNK_BYTES."""
+    lines, size = [], 0
+    for line in islice(file, most):
+        lines.append(line)
+        size += len(line)
+        if size >= _CHUNK_BYTES:
+            break
+    return lines
+
+
 def _read_parquet(path: Path, chunk_rows: int) -> Iterator[pd.DataFrame]:
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # Without a buffer size a row group would be read whole, however large somebody made it.
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
             if not file.metadata.num_rows:
                 yield file.read().to_pandas(types_mapper=pd.ArrowDtype)
+                return
+            sample = next(file.iter_batches(batch_size=_SAMPLE_ROWS))
+            chunk_rows = min(chunk_rows, 1 + _CHUNK_BYTES * len(sample) // max(sample.nbytes, 1))
             for batch in file.iter_batches(batch_size=chunk_rows):
                 yield batch.to_pandas(types_mapper=pd.ArrowDtype)
     except pa.ArrowInvalid as error:
@@ -212,7 +239,7 @@ def _refuse_open_quote(path: Path, encoding: str, delimiter: str) -> None:
     """A quote that is never closed swallows all rows after it, and fast readers say nothing."""
     with path.open("rb") as file:
         quotes = 0
-        while block := file.read(_BLOCK_BYTES):
+        while block := file.read(_BLOCK_BYTES[0]):
             quotes += int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord('"')))
     if quotes % 2 == 0:
         return
