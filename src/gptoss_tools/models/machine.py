@@ -65,7 +65,7 @@ def estimate_memory(
     moments) and, per token, what gradient checkpointing keeps (hidden states of every layer) plus
     0.25 MB per 2880 hidden units for the layer being recomputed. Eager attention's score matrix,
     heads * length^2, comes on top where the prompts are long. Models other than gpt-oss are counted
-    as transformers makes them, without a tensor; their adapter is taken to reach every linear layer.
+    as transformers makes them, without a tensor, with an adapter on every linear layer.
     """
     if not isinstance(config, GptOssConfig):
         return _other_family(config, lora_r, tokens, weight_bytes)

@@ -185,7 +185,8 @@ def score(
     """Return log-probabilities and entropies of the completions: [B, completion_length] each.
 
     What TRL's method of that purpose returns, at 0 where the completion's mask is 0. `model` has
-    TRL's fused head and this `config`. `batch_size` bounds the completions in one forward, except within a group.
+    TRL's fused head and this `config`. `batch_size` bounds the completions in one forward, except
+    within a group.
     """
     split = input_ids.size(1) - completion_length
     window = getattr(config, "sliding_window", None)
