@@ -160,7 +160,13 @@ def trainer(
     **changes,
 ) -> DecisionTrainer:
     """A new trainer on a new model with the same random weights each time."""
-    names = ("on_completions", "allow_changes", "share_prompts", "action_gradient")
+    names = (
+        "on_completions",
+        "allow_changes",
+        "share_prompts",
+        "action_gradient",
+        "stop_at_action",
+    )
     extra = {n: changes.pop(n) for n in names if n in changes}
     wanted = settings(**changes)
     tokenizer = byte_tokenizer()

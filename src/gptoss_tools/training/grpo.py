@@ -37,11 +37,14 @@ from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
 from gptoss_tools.training.shared_prefill import read_prompts_once
 from gptoss_tools.training.steady import SteadySaves
+from gptoss_tools.training.stopping import StopsAtActions
+from gptoss_tools.training.vllm_sync import send_adapted_only
+from gptoss_tools.training.zero_signal import SilentGroups
 
 __all__ = ["DecisionReward", "DecisionTrainer", "build_dataset", "make_config"]
 
 
-class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
+class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, GRPOTrainer):
     """Train `model` (a PEFT model, or a plain one for full fine-tuning) on `train_dataset`.
 
     `on_completions` gets one list of records per generation batch, on the main process only.
@@ -60,6 +63,9 @@ class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
         on_completions: Callable[[list[Record]], None] | None = None,
         share_prompts: bool = False,
         action_gradient: str = "sampled",
+        stop_at_action: bool = False,
+        skip_silent: bool = False,
+        resample_rounds: int = 0,
         allow_changes: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -67,6 +73,9 @@ class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
         self.on_completions = on_completions
         self.share_prompts = share_prompts
         self.action_gradient = action_gradient
+        self.stop_at_action = stop_at_action
+        self.skip_silent = skip_silent
+        self.resample_rounds = resample_rounds
         self.allow_changes = allow_changes
         self.watch = InvalidWatch()
         self._keep = torch.ones(0, dtype=torch.bool)
@@ -92,7 +101,10 @@ class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
             processing_class=tokenizer,
             callbacks=[*(callbacks or []), _Window(self)],
         )
+        if self.use_vllm and isinstance(model, PeftModel):
+            send_adapted_only(self.vllm_generation, model)
         self.check_exact()
+        self.check_silent(args.per_device_train_batch_size)
         self.remove_callback(PrinterCallback)  # stdout belongs to results
         # generate() counts positions from the first real token, TRL's scoring counts the padding
         # too. Rotary attention sees only differences, but rounding in bfloat16 sees the rest.
@@ -122,6 +134,9 @@ class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
             on_completions=on_completions,
             share_prompts=settings.share_prompts,
             action_gradient=settings.action_gradient,
+            stop_at_action=settings.stop_at_action,
+            skip_silent=settings.zero_signal != "keep",
+            resample_rounds=settings.resample_rounds if settings.zero_signal == "resample" else 0,
             allow_changes=settings.allow_changes,
             callbacks=callbacks,
         )
@@ -149,15 +164,24 @@ class DecisionTrainer(ExactActions, SteadySaves, GRPOTrainer):
         if torch.isinf(rewards).any():
             raise TrainingError("the reward function returned an infinite reward")
         start = self.accelerator.process_index * len(prompts)
-        self._keep = ~torch.isnan(rewards).all(dim=1)[start : start + len(prompts)]
+        own = slice(start, start + len(prompts))
+        self._keep = ~torch.isnan(rewards).all(dim=1)[own]
+        self.remember_silent(rewards[:, 0], own)
         if self.action_gradient == "sampled":  # else they lack their expected rewards yet
             self._publish_records(gather_object(self.reward.records))
         return rewards
 
     def _generate_and_score_completions(self, inputs):
         """Extends TRL's: rows without a reward also leave the loss, its denominators and the KL."""
-        batch = super()._generate_and_score_completions(inputs)
-        masking.mask_rows(batch, self._keep, self.accelerator.gather)
+
+        def score(rows: Any) -> dict[str, Any]:
+            batch = super(DecisionTrainer, self)._generate_and_score_completions(rows)
+            masking.mask_rows(batch, self._keep, self.accelerator.gather)
+            return batch
+
+        batch = score(inputs)
+        if self.skip_silent and self.model.training:
+            self.replace_silent(batch, score)
         return batch
 
     def _prepare_inputs(self, generation_batch):
