@@ -32,6 +32,8 @@ def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
 
     Regret is what a decision loses against the best action, in the table's own unit. Beside the
     policy go its base model, the table's `baseline_*` columns, the uniform policy and the optimum.
+    Where a table has no values, what answers earn is measured instead: the rewards the run was
+    trained with, or `--reward`.
     With --tasks, tasks of lm-evaluation-harness run on the same loaded model instead, or as well.
     Interrupted, it goes on where it stopped.
     """
@@ -40,7 +42,8 @@ def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
     if not settings.tasks or ABOUT_ROWS & loaded.explicit:
         from ..evaluation.work import prepare
 
-        work = prepare(settings, on_model)
+        given = {name for name, origin in loaded.origins.items() if origin != "default"}
+        work = prepare(settings, on_model, given)
     if settings.tasks:
         # lm-eval reads both: no processes of its own, which would die of our SIGTERM; no bars.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -68,7 +71,7 @@ def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
     result, texts = {}, []
     if work is not None:
         result = _decide(work, loaded)
-        texts.append(_text(result))
+        texts.append(_text(result) if work.rewards is None else _reward_text(result))
     if tasks is not None:
         result = _solve(tasks, loaded)
         texts.append(_tasks_text(result["tasks"]))
@@ -107,7 +110,7 @@ def _solve(tasks: Any, loaded: Loaded) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any]) -> str:
-    regret, invalid = result["regret"], result["invalid"]
+    regret = result["regret"]
     rows = [
         {
             "policy": policy["name"],
@@ -125,14 +128,7 @@ def _text(result: dict[str, Any]) -> str:
         "regret in the unit of Q, 95 % by bootstrap over episodes",
         align(rows),
         verdict(regret),
-        "invalid answers: "
-        + f"{invalid['total']:.1%}"
-        + "".join(
-            f", {cause} {invalid[cause]:.1%}"
-            for cause in ("no_final", "truncated", "unparsable", "out_of_range")
-            if invalid[cause]
-        )
-        + (f" (up to {invalid['upper95']:.1%} by chance)" if invalid["upper95"] else ""),
+        invalid_line(result["invalid"]),
     ]
     if result["by_phase"]:
         lines += ["", align([{"phase": n, **_brief(p)} for n, p in result["by_phase"].items()])]
@@ -148,6 +144,27 @@ def _text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _reward_text(result: dict[str, Any]) -> str:
+    sections = {"sum": result["reward"], **result["rewards"]}
+    if len(result["rewards"]) == 1:
+        del sections["sum"]
+    rows = [
+        {
+            "reward": name,
+            "weight": section.get("weight"),
+            "policy": section["mean"],
+            "95 %": interval(section["ci95"]),
+            "base": section["base"],
+            "difference": section["difference"] and section["difference"]["mean"],
+            "its 95 %": interval(section["difference"] and section["difference"]["ci95"]),
+            "masked": section["unknown"] / result["n_rows"],
+        }
+        for name, section in sections.items()
+    ]
+    head = f"{result['n_rows']} answers in {result['n_episodes']} episodes; 95 % by bootstrap"
+    return "\n".join([head, align(rows), invalid_line(result["invalid"])])
+
+
 def _tasks_text(found: dict[str, Any]) -> str:
     rows = []
     for name, task in found.items():
@@ -161,6 +178,14 @@ def _tasks_text(found: dict[str, Any]) -> str:
                 row |= {"its std. error": figures["difference_stderr"]}
             rows.append(row)
     return align(rows)
+
+
+def invalid_line(invalid: dict[str, Any]) -> str:
+    """Say how many answers were invalid, and by what."""
+    causes = ("no_final", "truncated", "unparsable", "out_of_range")
+    parts = [f", {cause} {invalid[cause]:.1%}" for cause in causes if invalid[cause]]
+    chance = f" (up to {invalid['upper95']:.1%} by chance)" if invalid["upper95"] else ""
+    return f"invalid answers: {invalid['total']:.1%}{''.join(parts)}{chance}"
 
 
 def verdict(regret: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from gptoss_tools.core.locks import hold
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.errors import RunFolderError
 from gptoss_tools.evaluation import closed_loop
+from gptoss_tools.evaluation.earned import assess_rewards, reward_rows, score_records
 from gptoss_tools.evaluation.interview import Interview, Tick, choices
 from gptoss_tools.evaluation.journal import NAME as JOURNAL
 from gptoss_tools.evaluation.journal import Journal
@@ -41,7 +42,7 @@ PACKAGES = ("gptoss-tools", "torch", "transformers", "peft", "numpy")
 # What an answer depends on besides the weights and the prompt.
 DECODING = (
     *("sample", "temperature", "top_p", "top_k", "max_new_tokens", "seed"),
-    *("action_pattern", "dtype", "quantized"),
+    *("action_pattern", "dtype", "experts"),
 )
 
 Progress = Callable[[int, int], None]
@@ -86,7 +87,7 @@ def evaluate(
         if len(journal):
             notice(f"{len(journal)} answers are in {folder / JOURNAL} already")
         answers = _ask_everyone(work, journal, base_sha, tick, cache_dir)
-        baselines = baselines_of(table)
+        sections, rows = (_by_values if work.rewards is None else _by_reward)(work, answers)
         result = {
             "format": 1,
             "target": str(settings.target),
@@ -97,16 +98,7 @@ def evaluate(
             "data": list(settings.data),
             "data_sha256": plan["data_sha256"],
             "action_names": _common_names(table),
-            **assess(
-                table,
-                choices(answers.greedy),
-                base=None if answers.base is None else choices(answers.base),
-                baselines=baselines,
-                samples=[choices(draw) for draw in answers.draws],
-                episodes=work.episodes,
-                tie_tolerance=settings.tie_tolerance,
-                seed=settings.seed,
-            ),
+            **sections,
             **(answers.loop.summary() if answers.loop else {"kg_co2": None, "closed_loop": None}),
             "tokens": {"mean": float(np.mean([r["tokens"] for r in answers.greedy]))},
             "seconds": float(sum(record["seconds"] for record in journal.answers.values())),
@@ -116,21 +108,50 @@ def evaluate(
         }
         if result["sampled"] is not None:
             result["sampled"] |= {"temperature": settings.temperature, "top_p": settings.top_p}
-        rows = decision_rows(
-            table,
-            answers.greedy,
-            base=answers.base,
-            draws=answers.draws,
-            baselines=baselines,
-            episodes=work.episodes,
-            tie_tolerance=settings.tie_tolerance,
-        )
         write_lines(folder / DECISIONS, rows)
         if answers.loop is not None:
             write_lines(folder / LOOP, answers.loop.hours())
         write_json(folder / EVALUATION, result)
     notice(f"decoded in {time.monotonic() - started:.0f} s")
     return result
+
+
+def _by_values(work: Work, answers: Answers) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """Measure regret; return the sections of evaluation.json and the rows of decisions.jsonl."""
+    settings, table, baselines = work.settings, work.table, baselines_of(work.table)
+    sections = assess(
+        table,
+        choices(answers.greedy),
+        base=None if answers.base is None else choices(answers.base),
+        baselines=baselines,
+        samples=[choices(draw) for draw in answers.draws],
+        episodes=work.episodes,
+        tie_tolerance=settings.tie_tolerance,
+        seed=settings.seed,
+    )
+    rows = decision_rows(
+        table,
+        answers.greedy,
+        base=answers.base,
+        draws=answers.draws,
+        baselines=baselines,
+        episodes=work.episodes,
+        tie_tolerance=settings.tie_tolerance,
+    )
+    return sections, rows
+
+
+def _by_reward(work: Work, answers: Answers) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """Measure what answers earn; return the same as `_by_values`."""
+    assert work.rewards is not None
+    own = score_records(work.table, answers.greedy, work.rewards)
+    base = None
+    if answers.base is not None:
+        base = score_records(work.table, answers.base, work.rewards)
+    sections = assess_rewards(own, base, episodes=work.episodes, seed=work.settings.seed)
+    for name, weight in work.rewards.weights.items():
+        sections["rewards"][name]["weight"] = weight
+    return sections, reward_rows(work.table, answers.greedy, own, base, work.episodes)
 
 
 def _ask_everyone(
@@ -221,9 +242,7 @@ def folder_of(work: Work) -> Iterator[Path]:
 def loader_of(source: Source, settings: EvaluateSettings, cache_dir: Path | None) -> Any:
     @functools.cache
     def load() -> Policy:
-        return load_policy(
-            source, model=settings, quantized=settings.quantized, cache_dir=cache_dir
-        )
+        return load_policy(source, model=settings, cache_dir=cache_dir)
 
     return load
 

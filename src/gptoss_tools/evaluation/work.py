@@ -5,6 +5,7 @@ Everything that can be refused is refused here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.core.runs import Run
 from gptoss_tools.core.tables import is_missing
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.evaluation import closed_loop
+from gptoss_tools.evaluation.earned import by_reward
 from gptoss_tools.evaluation.metrics import Choices
 from gptoss_tools.evaluation.sources import Source, find_source
 from gptoss_tools.models.chats import prompts_for
-from gptoss_tools.settings import EvaluateSettings
+from gptoss_tools.rewards.combined import Rewards, needed
+from gptoss_tools.settings import EvaluateSettings, RewardSettings
 from gptoss_tools.tes.plant import Plant
 from gptoss_tools.tes.series import Series
 
@@ -29,7 +33,10 @@ ROW = "row"
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation that can begin: what is asked of whom, and where it is written."""
+    """An evaluation that can begin: what is asked of whom, and where it is written.
+
+    `rewards` say what answers earn where the table has no values to measure regret by.
+    """
 
     settings: EvaluateSettings
     source: Source
@@ -39,6 +46,7 @@ class Work:
     series: list[Series]
     plant: Plant
     folder: Path
+    rewards: Rewards | None = None
 
     @property
     def questions(self) -> int:
@@ -48,31 +56,31 @@ class Work:
         return rows + hours * (1 + (self.base is not None))
 
 
-def prepare(settings: EvaluateSettings, on_model: str | None = None) -> Work:
+def prepare(
+    settings: EvaluateSettings, on_model: str | None = None, given: Collection[str] = ()
+) -> Work:
     """Check everything that can be checked without a model; `on_model` replaces an adapter's base.
 
-    Raises RunFolderError for a target that is not there, DataError for tables or series.
+    `given` names the settings that are no defaults: rewards are otherwise those of the run. Raises
+    RunFolderError for a target that is not there, DataError for tables or series.
     """
     source = find_source(settings.target, on_model)
-    table = load_table(
-        settings.data,
-        encoding=settings.encoding,
-        delimiter=settings.delimiter,
-        date=settings.date,
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-        actions=settings.actions,
-        prompts=prompts_for(
-            source.base,
-            date=settings.date,
-            model_identity=settings.model_identity,
-            fetch=not settings.dry_run,
-        ),
-    )
-    if table.q is None:
+    table, rewards = _table(settings, source), None
+    if by_reward(table):
+        wanted = rewards_of(settings, source, given)
+        rewards, needs = Rewards(wanted), needed(wanted)
+        if not needs["values"]:
+            table = _table(settings, source, needs["columns"])
+    if table.q is None and (rewards is None or needed(wanted)["values"]):
         raise DataError(
             f"{', '.join(settings.data)} has no q_action columns",
-            hint="regret needs the value of every action: q_action_0, q_action_1, ...",
+            hint="regret needs the value of every action: q_action_0, q_action_1, ...; other "
+            "rewards than `decision` do not: --reward, gptoss rewards lists them",
+        )
+    if rewards is not None and (settings.samples or settings.closed_loop):
+        raise ConfigError(
+            "`samples` and `closed_loop` need tables with values for every action",
+            hint="leave them out: these tables are measured by rewards",
         )
     plant = Plant(
         levels=tuple(settings.levels),
@@ -89,11 +97,59 @@ def prepare(settings: EvaluateSettings, on_model: str | None = None) -> Work:
         source=source,
         base=base_source(settings, source),
         table=table,
-        episodes=episodes_of(table, settings.episode_column),
+        episodes=_episodes(table, settings, rewards, given),
         series=series,
         plant=plant,
         folder=Path(settings.out) if settings.out else default_folder(source, settings.target),
+        rewards=rewards,
     )
+
+
+def rewards_of(
+    settings: EvaluateSettings, source: Source, given: Collection[str]
+) -> RewardSettings:
+    """Return the settings of rewards: the given ones, the others as the target's run has them."""
+    run = {} if source.run is None else Run(source.run).settings
+    own = {name: run[name] for name in RewardSettings.model_fields if name in run}
+    if "reward" in given:
+        own.pop("reward_weights", None)  # they were of other rewards
+    names = (n for n in RewardSettings.model_fields if n in given or n not in own)
+    return RewardSettings.model_validate(own | {name: getattr(settings, name) for name in names})
+
+
+def _table(
+    settings: EvaluateSettings, source: Source, columns: dict[str, str] | None = None
+) -> DecisionTable:
+    return load_table(
+        settings.data,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        date=settings.date,
+        reasoning_effort=settings.reasoning_effort,
+        model_identity=settings.model_identity,
+        actions=settings.actions,
+        values=False,
+        columns=columns,
+        prompts=prompts_for(
+            source.base,
+            date=settings.date,
+            model_identity=settings.model_identity,
+            fetch=not settings.dry_run,
+        ),
+    )
+
+
+def _episodes(
+    table: DecisionTable,
+    settings: EvaluateSettings,
+    rewards: Rewards | None,
+    given: Collection[str],
+) -> list[str] | None:
+    """Return each row's episode; questions without one, unlike decisions, stand alone."""
+    column = settings.episode_column
+    if rewards is not None and "episode_column" not in given and column not in table.columns:
+        return None
+    return episodes_of(table, column)
 
 
 def episodes_of(table: DecisionTable, column: str) -> list[str] | None:

@@ -17,9 +17,11 @@ from gptoss_tools.settings.groups import (
     PromptSettings,
     Seed,
     Settings,
+    ShardSettings,
     TableSettings,
 )
 from gptoss_tools.settings.remote import RemoteSettings
+from gptoss_tools.settings.rewards import RewardSettings
 
 
 class MakeDatasetSettings(PlantSettings, OverwriteSettings):
@@ -46,7 +48,7 @@ class MakeDatasetSettings(PlantSettings, OverwriteSettings):
     seed: Seed = Field(42, description="Seed of everything drawn at random.")
 
 
-class ConvertHarmonySettings(PromptSettings, TableSettings, OverwriteSettings):
+class ConvertHarmonySettings(PromptSettings, TableSettings, ShardSettings, OverwriteSettings):
     """convert-harmony."""
 
     paths: list[str] = Field(description="Tables to convert: files, folders or globs.")
@@ -56,7 +58,7 @@ class ConvertHarmonySettings(PromptSettings, TableSettings, OverwriteSettings):
     )
 
 
-class CalcRewardSettings(TableSettings, OverwriteSettings):
+class CalcRewardSettings(TableSettings, ShardSettings, OverwriteSettings):
     """calc-reward."""
 
     paths: list[str] = Field(["data"], description="Tables to score: files, folders or globs.")
@@ -69,7 +71,7 @@ class CalcRewardSettings(TableSettings, OverwriteSettings):
     )
 
 
-class CheckDataSettings(TableSettings):
+class CheckDataSettings(TableSettings, ShardSettings):
     """check-data."""
 
     paths: list[str] = Field(["data"], description="Tables to check: files, folders or globs.")
@@ -80,7 +82,6 @@ class AnswerSettings(
 ):
     """What is asked, and how the model is held while it answers."""
 
-    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
     prompt: str | None = Field(None, description="The prompt itself; `-` reads standard input.")
     prompt_file: str | None = Field(None, description="File that holds the prompt.")
 
@@ -117,6 +118,7 @@ class EvaluateSettings(
     EpisodeSettings,
     OverwriteSettings,
     DecodingSettings,
+    RewardSettings,
     ActionSettings,
     ModelSettings,
     PromptSettings,
@@ -125,7 +127,11 @@ class EvaluateSettings(
     """evaluate."""
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
-    data: list[str] = Field(["data/heldout"], description="Tables with values for every action.")
+    data: list[str] = Field(
+        ["data/heldout"],
+        description="Tables with values for every action, or with what the rewards read (default "
+        "rewards: those of the run).",
+    )
     tasks: list[str] = Field(
         [],
         description="Tasks of lm-evaluation-harness, separated by commas (extra `eval`). The "
@@ -149,7 +155,6 @@ class EvaluateSettings(
         description="Hourly series (CSV files, folders or globs) in which the policy drives the "
         "plant.",
     )
-    quantized: bool = Field(False, description="Keep the experts packed in MXFP4.")
     out: str | None = Field(
         None, description="Folder to write (default: RUN/evaluation, or evaluations/NAME)."
     )
