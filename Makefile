@@ -36,7 +36,11 @@ fast: env
 bench: env
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/full_size.py
-	$(BIN)/python benchmarks/shared_prompts.py
+	$(BIN)/python benchmarks/gpu_20b.py --out benchmarks/results
+	$(BIN)/python benchmarks/startup.py --out benchmarks/results
+	$(BIN)/python benchmarks/shared_prompts.py --out benchmarks/results
+	$(BIN)/python benchmarks/zero_signal.py --out benchmarks/results
+	$(BIN)/python benchmarks/goals.py
 
 check: env
 	$(BIN)/ruff check .

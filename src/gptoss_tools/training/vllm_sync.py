@@ -2,7 +2,7 @@
 
 TRL 1.16's GRPOTrainer merges the adapter and sends the whole model, 42 GB of a 20b, after every
 step. vLLM has loaded the same base itself, its experts still in MXFP4, so only the merged weights
-of adapted modules differ: 1.6 GB with LoRA on q, k, v and o. Leaves out how they are sent.
+of adapted modules differ: 1.3 GB with LoRA on q, k, v and o. Leaves out how they are sent.
 """
 
 from __future__ import annotations
