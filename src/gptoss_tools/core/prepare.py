@@ -1,18 +1,18 @@
 """Published datasets to tables of prompts, train and test: what `prepare-data` does.
 
-Reads the rows twice, to know the draw and the columns before anything is written; keeps 16 bytes of
-each row to find duplicates.
+Rows stream through in chunks; of each, the hash of its content stays in memory to find duplicates.
 """
 
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gptoss_tools.core.prepare_formats import Unusable, choose_format
 from gptoss_tools.core.prepare_report import Report
@@ -58,27 +58,18 @@ def prepare(settings: PrepareDataSettings, *, on_progress: Progress | None = Non
     under `strict`; RunFolderError where `out` is in the way; MachineError where the Hub does not
     give a dataset.
     """
-    out = Path(settings.out)
+    out, report = Path(settings.out), Report()
     _refuse_in_the_way(out, settings.overwrite)
-    report, draw, columns = _survey(_files(settings), settings, on_progress)
-    sides = {"train": report.train, "test": report.test}
-    paths = {
-        name: out / f"{name}.{settings.out_format}" if rows else None
-        for name, rows in sides.items()
-    }
-    if not settings.dry_run:
+    rows = _rows(_files(settings), settings, report, on_progress)
+    if settings.dry_run:
+        _survey(rows, report, settings)
+    else:
         with whole_folder(out, replace=settings.overwrite, made_by=MADE_BY) as folder:
-            with ExitStack() as stack:
-                writers = {
-                    name: stack.enter_context(PreparedWriter(folder / path.name, columns))
-                    for name, path in paths.items()
-                    if path is not None
-                }
-                for row in _rows(_files(settings), settings, Report(), on_progress):
-                    if draw.takes(row):
-                        writers["train" if row.train else "test"].write(row.cells)
-            asked = settings.model_dump(exclude={"dry_run", "overwrite", "out"})
-            write_json(folder / REPORT, report.as_json(asked))
+            _write(folder, rows, report, settings)
+    paths = {
+        side: out / f"{side}.{settings.out_format}" if count else None
+        for side, count in (("train", report.train), ("test", report.test))
+    }
     return Prepared(out, paths["train"], paths["test"], report, not settings.dry_run)
 
 
@@ -89,13 +80,47 @@ def prepare_rows(
 
     Raises DataError as `prepare` does.
     """
-    held = [(source, [list(rows)])]
-    report, draw, columns = _survey(held, settings)
+    report = Report()
+    found = list(_rows([(source, [rows])], settings, report))
+    draw, columns = _survey(found, report, settings)
     sides: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    for row in _rows(held, settings, Report()):
-        if draw.takes(row):
+    for row in found:
+        if draw.takes(row.rank):
             sides[row.train].append({name: row.cells.get(name) for name in columns.names})
     return PreparedRows(sides[True], sides[False], report)
+
+
+def _write(
+    folder: Path, rows: Iterable[PreparedRow], report: Report, settings: PrepareDataSettings
+) -> None:
+    """Fill the folder: rows are put aside until the draw and the columns of all are known."""
+    aside = folder / "rows.tmp"
+    with aside.open("w+", encoding="utf-8") as file:
+        draw, columns = _survey(_put_aside(rows, file), report, settings)
+        file.seek(0)
+        with ExitStack() as stack:
+            writers = {
+                train: stack.enter_context(
+                    PreparedWriter(folder / f"{side}.{settings.out_format}", columns)
+                )
+                for train, side, count in (
+                    (True, "train", report.train),
+                    (False, "test", report.test),
+                )
+                if count
+            }
+            for rank, train, cells in map(json.loads, file):
+                if draw.takes(rank):
+                    writers[train].write(cells)
+    aside.unlink()
+    asked = settings.model_dump(exclude={"dry_run", "overwrite", "out"})
+    write_json(folder / REPORT, report.as_json(asked))
+
+
+def _put_aside(rows: Iterable[PreparedRow], file: TextIO) -> Iterator[PreparedRow]:
+    for row in rows:
+        file.write(json.dumps([row.rank, row.train, row.cells]) + "\n")
+        yield row
 
 
 class _Draw:
@@ -115,9 +140,9 @@ class _Draw:
         if len(self._drawn) > self.most:
             self._counts[heapq.heappop(self._drawn)[1]] -= 1
 
-    def takes(self, row: PreparedRow) -> bool:
-        """Whether a row is among those drawn, once all were offered."""
-        return self.most is None or row.rank <= -self._drawn[0][0]
+    def takes(self, rank: int) -> bool:
+        """Whether the row of a rank is among those drawn, once all were offered."""
+        return self.most is None or rank <= -self._drawn[0][0]
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -126,11 +151,11 @@ class _Draw:
 
 
 def _survey(
-    sources: Sources, settings: PrepareRowSettings, on_progress: Progress | None = None
-) -> tuple[Report, _Draw, Columns]:
-    """Read everything once: what there is, which rows are drawn, which columns they have."""
-    report, draw, columns = Report(), _Draw(settings.max_examples), Columns()
-    for row in _rows(sources, settings, report, on_progress):
+    rows: Iterable[PreparedRow], report: Report, settings: PrepareRowSettings
+) -> tuple[_Draw, Columns]:
+    """Go through all rows once: which are drawn, and which columns there are; finish the report."""
+    draw, columns = _Draw(settings.max_examples), Columns()
+    for row in rows:
         draw.offer(row)
         columns.add(row.cells)
     report.refuse_nothing()
@@ -138,7 +163,7 @@ def _survey(
         report.refuse_drops()
     report.train, report.test = draw.sides
     report.beyond_max_examples = report.kept - report.train - report.test
-    return report, draw, columns
+    return draw, columns
 
 
 def _rows(

@@ -7,11 +7,12 @@ the items and what they add up to (rewards.rubric).
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gptoss_tools.errors import DataError
@@ -84,7 +85,7 @@ def parse_rubric(cell: Any, where: str, *, pitfalls: Pitfalls = "error") -> list
 
 def dump_rubric(items: list[RubricItem]) -> str:
     """The items as JSON text that `parse_rubric` reads back as they are."""
-    return json.dumps([asdict(item) for item in items], ensure_ascii=False)
+    return json.dumps([vars(item) for item in items], ensure_ascii=False)
 
 
 def _from_text(text: str, where: str) -> list[Any]:
@@ -187,6 +188,7 @@ def _split_category(text: str) -> tuple[str, Category | None]:
     return text, None
 
 
+@functools.lru_cache(maxsize=1024)  # a data set spells them in a few ways, a million times
 def _category(name: str) -> Category | None:
     """The category a name stands for; models misspell it (`Esssential`, `Importance`, `Option`)."""
     near = difflib.get_close_matches(name.strip().lower(), _MEANS, n=1, cutoff=0.75)
