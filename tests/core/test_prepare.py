@@ -127,6 +127,8 @@ def test_rows_of_one_episode_stay_together_on_request():
     train, test = ({row["episode"] for row in part} for part in (found.train, found.test))
     assert train and test and not train & test
     assert len(found.train) == 5 * len(train)
+    with pytest.raises(DataError, match="rows has no column epsiode"):
+        prepare_rows(rows, PrepareRowSettings(split_by="epsiode"))
 
 
 def test_files_are_written_once_for_each_side_and_load_for_training(tmp_path):

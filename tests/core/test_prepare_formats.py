@@ -157,6 +157,8 @@ def test_instructions_with_input_and_the_short_answer_beside_them():
     row = one({"instruction": "Name it.", "input": "A river", "output": "Rhine", "answer": "a2"})
     assert row["prompt"] == asked("Name it.\n\nA river")
     assert (row["reference"], row["answer"]) == ("Rhine", "a2")
+    row = one({"instruction": "Add.", "output": "x", "answer": 4, "reference": ["left out"]})
+    assert (row["answer"], row["reference"]) == ("4", "x")
     assert one({"instruction": "Name it.", "input": "", "output": "x"})["prompt"] == asked(
         "Name it."
     )
@@ -189,12 +191,11 @@ def test_a_prepared_row_must_have_something_to_measure_answers_by():
     assert prepared({"prompt": "r", "answer": None}, good)[0]["answer"] == "42"
 
 
-def test_columns_no_table_cell_can_hold_are_left_out_and_counted():
-    found = prepare_rows(
-        [{"question": "q", "answer": "#### 1", "tags": ["x"], "level": 2, "nothing": None}],
-        PrepareRowSettings(train_fraction=1.0),
-    )
-    assert dict(found.report.columns_left_out) == {"tags": 1}
+def test_columns_that_cannot_be_kept_are_left_out_and_counted():
+    rows = [{"question": "q", "answer": "#### 1", "tags": ["x"], "level": 2, "nothing": None}]
+    rows += [{"question": "r", "answer": "#### 1", "reference": "other", "prompt": "p", "tags": []}]
+    found = prepare_rows(rows, PrepareRowSettings(train_fraction=1.0))
+    assert dict(found.report.columns_left_out) == {"tags": 2, "reference": 1, "prompt": 1}
     assert found.train[0]["level"] == 2 and not found.train[0].keys() & {"tags", "nothing"}
 
 

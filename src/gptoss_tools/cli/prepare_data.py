@@ -36,7 +36,7 @@ def prepare_data(settings: PrepareDataSettings, loaded: Loaded) -> None:
     lines = [align(report.lines())]
     if report.columns_left_out:
         names = ", ".join(sorted(report.columns_left_out))
-        lines.append(f"columns left out, as they hold lists or objects: {names}")
+        lines.append(f"columns left out (lists, objects, or names that are taken): {names}")
     for source in report.sources:
         lines.append(f"{source.source}: {source.kept} of {source.read} rows ({source.format})")
     data = {

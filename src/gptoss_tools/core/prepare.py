@@ -184,6 +184,9 @@ def _rows(
                 columns = dict.fromkeys(str(name) for row in rows for name in row)
                 read = choose_format(columns, settings.data_format, where)
                 count.format = read.name
+                if settings.split_by is not None and settings.split_by not in columns:
+                    held = ", ".join(columns)
+                    raise DataError(f"{where} has no column {settings.split_by}", f"it has {held}")
             for cells in rows:
                 count.read += 1
                 place = f"{where} row {count.read}"

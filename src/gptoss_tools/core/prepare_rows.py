@@ -89,15 +89,15 @@ class RowPreparer:
         found = {name: getattr(row, name) for name in MEASURES}
         for name in MEASURES:  # commonsense_170k, say, has an answer beside instruction and output
             if found[name] is None and not is_empty(others.get(name)):
-                found[name] = others[name]
+                found[name] = others.pop(name)
         question = _messages(row.prompt)
         items = None if found["rubric"] is None else self._rubric(found["rubric"])
         prompt = self._asked(question, items or [])
         self._refuse_long(prompt)
         _refuse_unreadable(prompt)
         measures = {
-            "answer": _scalar(found["answer"]),
-            "reference": _scalar(found["reference"]),
+            "answer": _as_text(found["answer"]),
+            "reference": _as_text(found["reference"]),
             "rubric": dump_rubric(items) if items else None,
         }
         content = [question, *measures.values()]
@@ -113,11 +113,11 @@ class RowPreparer:
             written["original_id"] = _scalar(identity)
         left_out = []
         for name, cell in others.items():
-            kept = written[name] if name in written else _scalar(cell)
-            if name == "prompt" or (kept is None and not is_empty(cell)):
-                left_out.append(name)
-            elif kept is not None:
+            kept = _scalar(cell)
+            if kept is not None and name not in written:
                 written[name] = kept
+            elif not is_empty(cell):
+                left_out.append(name)
         return self._placed(written, question, cells, content, tuple(left_out))
 
     def _placed(
@@ -241,6 +241,11 @@ def _scalar(cell: Any) -> Any:
     if isinstance(cell, float) and cell != cell:
         return None
     return cell if isinstance(cell, str | bool | int | float) else None
+
+
+def _as_text(cell: Any) -> str | None:
+    kept = _scalar(cell)
+    return None if kept is None else str(kept)
 
 
 def _writable(cell: Any) -> Any:
