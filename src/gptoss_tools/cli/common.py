@@ -123,7 +123,7 @@ def asked_table(
             source.base,
             date=settings.date,
             model_identity=settings.model_identity,
-            fetch=not settings.dry_run,
+            fetch=not getattr(settings, "dry_run", False),  # test-adapter has none
         ),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from gptoss_tools.core.harmony import GENERATION_PROMPT
+from gptoss_tools.core.harmony import GENERATION_PROMPT, is_harmony, parse_legacy
 from gptoss_tools.errors import DataError
 
 _MESSAGE = re.compile(
@@ -17,6 +17,11 @@ _MESSAGE = re.compile(
     re.DOTALL,
 )
 _HEAD, _TAIL = "# Instructions\n\n", "\n\n"
+
+
+def messages_of_text(text: str) -> list[dict[str, str]]:
+    """Return the messages of a prompt held as text: Harmony, or `system:` and `user:` parts."""
+    return read_harmony(text) if is_harmony(text) else parse_legacy(text)
 
 
 def read_harmony(text: str) -> list[dict[str, str]]:

@@ -13,8 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.data import load_table
-from gptoss_tools.core.instruction_rows import READERS, Example, Rendered, format_of
+from gptoss_tools.core.chat import RawPrompts
+from gptoss_tools.core.data import as_messages, load_table
+from gptoss_tools.core.harmony_reading import messages_of_text
+from gptoss_tools.core.instruction_rows import (
+    READERS,
+    Conversation,
+    Example,
+    Rendered,
+    format_of,
+)
 from gptoss_tools.core.sources import read_sources, rows_of
 from gptoss_tools.core.stream import StepStream
 from gptoss_tools.errors import DataError
@@ -41,12 +49,14 @@ def load_instructions(
     seed: int = 42,
     encoding: str = "utf-8",
     delimiter: str = ",",
+    rendered: bool = True,
     **harmony: Any,
 ) -> Instructions:
     """Read the examples of files, folders and globs, or of a Hub dataset's `split`.
 
     `turns`: every answer of a conversation is an example ("all"), or its last one ("last").
-    `max_examples` draws that many at random under `seed`. `harmony` goes to `load_table`. Raises
+    `max_examples` draws that many at random under `seed`. The prompts of decision tables come
+    `rendered` for gpt-oss, for which `harmony` goes to `load_table`, or as messages. Raises
     DataError naming file, row and column, MachineError where the Hub does not give a dataset.
     """
     paths = [paths] if isinstance(paths, str) else paths
@@ -56,7 +66,8 @@ def load_instructions(
         for frame in frames:
             kind = format_of(map(str, frame.columns), data_format, where)
             if kind == "decisions":
-                _add_decisions(found, where, encoding=encoding, delimiter=delimiter, **harmony)
+                options = {"encoding": encoding, "delimiter": delimiter, **harmony}
+                _add_decisions(found, where, rendered, **options)
                 break
             for place, cells in enumerate(rows_of(frame)):
                 row = f"{where} row {first_row + place}"
@@ -72,11 +83,11 @@ def load_instructions(
     return found
 
 
-def _add_decisions(found: Instructions, path: str, **options: Any) -> None:
-    """The best action of every row of a decision table, as gpt-oss is asked to answer."""
+def _add_decisions(found: Instructions, path: str, rendered: bool, **options: Any) -> None:
+    """The best action of every row of a decision table, as models are asked to answer."""
     if not Path(path).is_file():
         raise DataError(f"{path} is a decision table: download it and name the file")
-    table = load_table(path, **options)
+    table = load_table(path, **options, prompts=None if rendered else RawPrompts())
     worth = table.q if table.q is not None else table.rewards
     assert worth is not None  # load_table refuses tables without values
     for row, prompt in enumerate(table.prompts):
@@ -85,5 +96,12 @@ def _add_decisions(found: Instructions, path: str, **options: Any) -> None:
             raise DataError(f"{where} has no values, so no best action")
         best = int(np.nanargmax(worth[row]))
         name = table.names[row][best] if table.names and table.names[row] else best
-        found.examples.append(Rendered(prompt, f"[{name}]"))
+        found.examples.append(_decision(prompt, f"[{name}]", rendered))
         found.places.append(where)
+
+
+def _decision(prompt: str, answer: str, rendered: bool) -> Example:
+    if rendered:
+        return Rendered(prompt, answer)
+    messages = as_messages(prompt) or messages_of_text(prompt)
+    return Conversation((*messages, {"role": "assistant", "content": answer}))

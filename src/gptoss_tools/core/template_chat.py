@@ -11,8 +11,7 @@ from typing import Any
 
 from gptoss_tools.core.channel_text import ThoughtText
 from gptoss_tools.core.completions import Completion, Message, Stop
-from gptoss_tools.core.harmony import is_harmony, parse_legacy
-from gptoss_tools.core.harmony_reading import read_harmony
+from gptoss_tools.core.harmony_reading import messages_of_text
 from gptoss_tools.core.template_prompts import CLOSE, OPEN, TemplatePrompts
 from gptoss_tools.errors import ConfigError, DataError
 
@@ -51,8 +50,7 @@ class TemplateChat(TemplatePrompts):
         """What ends where an answer begins is written already; Harmony is read back before."""
         if text.endswith(self.tail):
             return text
-        messages = read_harmony(text) if is_harmony(text) else parse_legacy(text)
-        return self.prompt(messages, reasoning_effort=reasoning_effort)
+        return self.prompt(messages_of_text(text), reasoning_effort=reasoning_effort)
 
     def parse(self, ids: Iterable[int]) -> Completion:
         """Thoughts in `analysis`, the rest in `final`; a thought that never ends leaves no final.
@@ -155,6 +153,6 @@ class TemplateChat(TemplatePrompts):
 
     def _token(self, text: str) -> int | None:
         """The id of a text that is a single token, None where it is not."""
-        found = self.tokenizer.convert_tokens_to_ids(text)
+        found: Any = self.tokenizer.convert_tokens_to_ids(text)
         unknown = found is None or found == self.tokenizer.unk_token_id
         return None if unknown else int(found)

@@ -23,16 +23,19 @@ def prompts_for(
     Without `fetch` nothing comes from the Hub, and prompts for a model there stay as they are.
     Raises as `load_tokenizer`, and ConfigError for a model without a chat template.
     """
-    if str(name) == TINY or str(name) in PUBLISHED or _is_gpt_oss(Path(name)):
+    if reads_harmony(name):
         return HarmonyPrompts(date, model_identity)
     if not fetch and not Path(name).is_dir():
         return RawPrompts()
     return chat_of(load_tokenizer(name), date=date, model_identity=model_identity)
 
 
-def _is_gpt_oss(folder: Path) -> bool:
+def reads_harmony(name: str | Path) -> bool:
+    """Return whether a name means a gpt-oss, as far as that is known without the Hub."""
+    if str(name) == TINY or str(name) in PUBLISHED:
+        return True
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("model_type") == "gpt_oss"

@@ -199,8 +199,8 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
     """Say what training would do, `reached` steps into `run`; load and write nothing.
 
     Bytes are estimates for one process; `memory_bytes` is None where the model's shape is not known
-    without the Hub, `data_sha256` where its way of writing prompts is not. Raises as `prepare` where
-    that can be told without the model.
+    without the Hub, `data_sha256` where its way of writing prompts is not. Raises as `prepare`
+    where that can be told without the model.
     """
     require_tracker(settings.report_to)
     Rewards(settings)  # refuses what is none

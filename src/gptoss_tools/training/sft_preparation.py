@@ -17,9 +17,10 @@ from transformers import GptOssConfig, PreTrainedTokenizerFast
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.completions import HarmonyTokens
 from gptoss_tools.core.instructions import Instructions, load_instructions
-from gptoss_tools.core.prompter import Prompter, choose_prompter
+from gptoss_tools.core.prompter import HarmonyPrompter, Prompter, choose_prompter
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.models.chats import reads_harmony
 from gptoss_tools.models.loading import (
     choose_attention,
     load_tokenizer,
@@ -77,7 +78,8 @@ def prepare(
     notes = _fit(settings, config)
     settings = _pinned(settings, config, notes)
     prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig), home)
-    found = _read(settings, settings.data, home, settings.max_examples)
+    rendered = isinstance(prompter, HarmonyPrompter)
+    found = _read(settings, settings.data, home, settings.max_examples, rendered)
     data = _tokens(settings, found, prompter, tokenizer)
     _check_ids(data, config)
     if settings.max_steps is None:
@@ -87,7 +89,7 @@ def prepare(
     make_config(settings, "unused", state.num_processes)
     held_out = None
     if settings.eval_steps is not None:
-        shown = _read(settings, settings.eval_data, home, None)
+        shown = _read(settings, settings.eval_data, home, None, rendered)
         held_out = _tokens(settings, shown, prompter, tokenizer)
         _check_ids(held_out, config)
         if shared := overlap(data, held_out):
@@ -116,7 +118,8 @@ def plan(settings: SftSettings, run: Run | None, reached: int) -> dict[str, Any]
     """
     require_tracker(settings.report_to)
     home = run.config.get("cwd") if run else None
-    found = _read(settings, settings.data, home, settings.max_examples)
+    rendered = settings.prompt_template in ("auto", "chat") and reads_harmony(settings.model)
+    found = _read(settings, settings.data, home, settings.max_examples, rendered)
     data, pair = _foreseen(settings, found, home)
     rows = rows_per_step(settings, join(settings.device).num_processes)
     examples = len(data) if data else len(found)
@@ -235,7 +238,11 @@ def _prompter(
 
 
 def _read(
-    settings: SftSettings, paths: list[str], home: str | None, max_examples: int | None
+    settings: SftSettings,
+    paths: list[str],
+    home: str | None,
+    max_examples: int | None,
+    rendered: bool,
 ) -> Instructions:
     """Read examples; of a conversation that is learned whole, all of it once."""
     return load_instructions(
@@ -247,6 +254,7 @@ def _read(
         seed=settings.seed,
         encoding=settings.encoding,
         delimiter=settings.delimiter,
+        rendered=rendered,
         date=settings.date,
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
