@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -181,6 +184,21 @@ def test_sources_of_several_shapes_make_one_table(tmp_path):
     assert list(frame["source"]) == ["a.jsonl", *["b.csv"] * 3, "c.json"]
 
 
+def test_a_row_is_the_same_row_in_every_kind_of_file():
+    rubric = [{"description": "Names it.", "weight": 5}, {"description": "Is short.", "weight": 1}]
+    rows = [{"question": f"q{n}", "reference_answer": "a", "rubric": rubric} for n in range(9)]
+    frame = pd.DataFrame(rows)
+    frame.to_parquet("a.parquet")
+    frame.assign(rubric=json.dumps(rubric)).to_csv("a.csv", index=False)
+    Path("a.json").write_text(json.dumps(rows))
+    lines("a.jsonl", rows)
+    found = []
+    for kind in ("parquet", "csv", "json", "jsonl"):
+        done = run(f"a.{kind}", train_fraction=0.5, overwrite=True)
+        found.append([json.loads(line)["id"] for line in done.train.read_text().splitlines()])
+    assert found[0] and found == found[:1] * 4
+
+
 def test_rows_beyond_the_first_chunk_are_read_and_written(monkeypatch):
     for name in ("sources", "prepared_tables"):
         monkeypatch.setattr(f"gptoss_tools.core.{name}.CHUNK_ROWS", 7)
@@ -208,6 +226,37 @@ def test_a_dataset_of_the_hub_reads_like_a_file(tmp_path, monkeypatch):
     assert "--subset" in caught.value.hint
     with pytest.raises(DataError, match="owner/name has no split 'dev'"):
         run("owner/name", subset="main", split="dev", overwrite=True)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub on the loopback that has nothing; the paths it was asked for."""
+    asked = []
+
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_wrong_id_is_asked_of_the_hub_once_with_its_revision_and_said(hub):
+    with pytest.raises(MachineError, match="owner/name is no file here and the Hub did not give"):
+        run("owner/name", revision="v1.0")
+    assert hub == ["/api/datasets/owner/name/revision/v1.0"]
 
 
 def test_a_hub_id_out_of_reach_and_a_mistyped_file_are_told_apart():
