@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss_tools.core.stages import expand, stage_of
-from gptoss_tools.errors import DataError
+from gptoss_tools.errors import ConfigError, DataError
 
 STEMS = ["x", "x_harmony", "x_with_reward", "x_harmony_with_reward", "x_with_reward_harmony"]
 
@@ -108,3 +108,20 @@ def test_paths_that_lead_nowhere_are_errors(paths, stage, message, hint):
     with pytest.raises(DataError, match=message.replace("*", r"\*")) as caught:
         expand(paths, stage=stage)
     assert (hint or "") in (caught.value.hint or "")
+
+
+def test_shards_share_the_tables_out():
+    touch(*(f"d/{name}.csv" for name in "abcde"))
+    assert taken("train", shard="1/2") == ["d/a.csv", "d/c.csv", "d/e.csv"]
+    assert taken("train", shard="2/2") == ["d/b.csv", "d/d.csv"]
+    assert taken("train", shard="1/1") == taken("train")
+    with pytest.raises(DataError, match="shard 6/6 is empty: there are 5 tables") as caught:
+        taken("train", shard="6/6")
+    assert "fewer shards" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", "", "-1/2", "\u0661/2"])
+def test_a_shard_that_is_no_part_is_refused(shard):
+    touch("d/a.csv")
+    with pytest.raises(ConfigError, match="is no part of a whole"):
+        taken("train", shard=shard)

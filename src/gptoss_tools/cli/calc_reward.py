@@ -38,6 +38,7 @@ def calc_reward(settings: CalcRewardSettings, loaded: Loaded) -> None:
             overwrite=settings.overwrite,
             encoding=settings.encoding,
             delimiter=settings.delimiter,
+            shard=settings.shard,
             dry_run=settings.dry_run,
             on_progress=show_rows(update),
         )

@@ -31,6 +31,7 @@ def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
             settings.paths,
             encoding=settings.encoding,
             delimiter=settings.delimiter,
+            shard=settings.shard,
             on_progress=show_rows(update, rows),
             on_prompts=lambda path, summary: prompts.update({str(path): summary}),
         )

@@ -35,6 +35,7 @@ def convert_harmony(settings: ConvertHarmonySettings, loaded: Loaded) -> None:
             overwrite=settings.overwrite,
             encoding=settings.encoding,
             delimiter=settings.delimiter,
+            shard=settings.shard,
             date=settings.date,
             reasoning_effort=settings.reasoning_effort,
             model_identity=settings.model_identity,

@@ -53,6 +53,7 @@ def check(
     *,
     encoding: str = "utf-8",
     delimiter: str = ",",
+    shard: str | None = None,
     limit: int = 20,
     on_progress: Progress | None = None,
     on_prompts: Callable[[Path, str], None] | None = None,
@@ -65,7 +66,7 @@ def check(
     """
     problems: list[Problem] = []
     seen = SeenRows()
-    for path in expand(paths, stage="check"):
+    for path in expand(paths, stage="check", shard=shard):
         file = _FileCheck(path, limit)
         try:
             for frame in read_chunks(path, encoding=encoding, delimiter=delimiter):

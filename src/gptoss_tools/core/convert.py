@@ -58,6 +58,7 @@ def convert(
     reasoning_effort: str = "medium",
     model_identity: str | None = None,
     format: Format = "text",
+    shard: str | None = None,
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> list[FileResult]:
@@ -74,7 +75,7 @@ def convert(
         "date": date or datetime.date.today().isoformat(),
         "model_identity": model_identity,
     }
-    sources = expand(paths, stage="convert", suffix=suffix)
+    sources = expand(paths, stage="convert", suffix=suffix, shard=shard)
     outputs = {s: [s.with_name(f"{s.stem}{suffix}{s.suffix}")] for s in sources}
     refuse_clashes(outputs, overwrite, "pass --overwrite to replace it, or another --suffix")
     rows = dict.fromkeys(sources, 0)

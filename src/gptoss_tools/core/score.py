@@ -82,6 +82,7 @@ def score(
     overwrite: bool = False,
     encoding: str = "utf-8",
     delimiter: str = ",",
+    shard: str | None = None,
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> ScoreResult:
@@ -96,7 +97,7 @@ def score(
     registry.get("q_method", method)
     if missing not in ("error", "mask", "drop"):
         raise ConfigError(f"missing {missing!r} is unknown", hint="one of error, mask, drop")
-    sources = expand(paths, stage="score")
+    sources = expand(paths, stage="score", shard=shard)
     targets = {source: _targets(source, overwrite) for source in sources}
     refuse_clashes(targets, overwrite, "remove it, or pass --overwrite")
     counts = {source: [0, 0, 0] for source in sources}

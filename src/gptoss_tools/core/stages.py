@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptoss_tools.core.tables import SUFFIXES
-from gptoss_tools.errors import DataError
+from gptoss_tools.errors import ConfigError, DataError
 
 Stage = Literal["convert", "score", "train", "check"]
 
@@ -27,13 +27,18 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def expand(
-    paths: Sequence[str | Path] | str | Path, *, stage: Stage, suffix: str = HARMONY_SUFFIX
+    paths: Sequence[str | Path] | str | Path,
+    *,
+    stage: Stage,
+    suffix: str = HARMONY_SUFFIX,
+    shard: str | None = None,
 ) -> list[Path]:
     """Tables under files, folders (searched recursively) and globs, sorted within each path.
 
     "convert" takes the furthest member of a family that is not yet Harmony, "score" the furthest
-    without rewards, "train" and "check" the furthest. A file reached twice comes once. Raises
-    DataError for paths that do not exist, are no tables, or leave nothing to do.
+    without rewards, "train" and "check" the furthest. A file reached twice comes once. `shard`
+    "i/n" takes every n-th of these tables, from the i-th on (from 1). Raises DataError for paths
+    that do not exist, are no tables, or leave nothing to do.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -45,7 +50,7 @@ def expand(
             raise DataError("a path is empty", hint="name files, folders or globs; . is this one")
         for table in _tables(Path(path), stage, suffix):
             found.setdefault(table.resolve(), table)
-    return list(found.values())
+    return list(found.values()) if shard is None else _part(list(found.values()), shard)
 
 
 def stage_of(path: Path, suffix: str = HARMONY_SUFFIX) -> tuple[str, bool, bool]:
@@ -69,6 +74,19 @@ def is_hub_id(path: str) -> bool:
         and not Path(path).exists()
         and not Path(path).parent.is_dir()  # then it is a name mistyped
     )
+
+
+def _part(tables: list[Path], shard: str) -> list[Path]:
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise ConfigError(f"shard {shard!r} is no part of a whole", hint="1/4, 2/4, 3/4 or 4/4")
+    if part > len(tables):
+        are = "is one table" if len(tables) == 1 else f"are {len(tables)} tables"
+        raise DataError(
+            f"shard {shard} is empty: there {are}", hint="a table is never split: use fewer shards"
+        )
+    return tables[part - 1 :: parts]
 
 
 def _tables(path: Path, stage: Stage, suffix: str) -> list[Path]:

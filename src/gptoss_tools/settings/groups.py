@@ -59,6 +59,14 @@ class DryRunSettings(Settings):
     dry_run: bool = Field(False, description="Say what would happen and write nothing.")
 
 
+class ShardSettings(Settings):
+    """Which part of the tables this machine takes, where several share the work."""
+
+    shard: str | None = Field(
+        None, description="Take only every n-th table: `2/8` is the second of eight machines."
+    )
+
+
 class OverwriteSettings(DryRunSettings):
     """Whether existing outputs may be replaced."""
 
@@ -89,7 +97,17 @@ class PromptSettings(Settings):
         return date
 
 
-class ModelSettings(Settings):
+class ExpertsSettings(Settings):
+    """How a gpt-oss's experts are held."""
+
+    experts: Literal["auto", "packed", "dequantized"] = Field(
+        "auto",
+        description="How the experts are held: packed in MXFP4, a third of the memory, or "
+        "dequantized (auto: dequantized where there is memory for it).",
+    )
+
+
+class ModelSettings(ExpertsSettings):
     """Which base model, and how it is held."""
 
     model: str = Field(
@@ -104,7 +122,7 @@ class ModelSettings(Settings):
         "auto", description="Attention code (auto: eager, which trains through the sinks anywhere)."
     )
     experts_implementation: str = Field(
-        "auto", description="Experts code: auto, grouped_mm, batched_mm or eager."
+        "auto", description="Code of dequantized experts: auto, grouped_mm, batched_mm or eager."
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
