@@ -40,6 +40,7 @@ COMMAND_SETTINGS: dict[str, type[Settings]] = {
     "calc-reward": declared.CalcRewardSettings,
     "prepare-data": declared.PrepareDataSettings,
     "check-data": declared.CheckDataSettings,
+    "rewards": declared.RewardsSettings,
     "train-grpo": declared.TrainSettings,
     "train-sft": declared.SftSettings,
     "pretrain": declared.PretrainSettings,

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "calc-reward": "Turn action values into rewards.",
     "prepare-data": "Turn published datasets into tables of prompts, train and test.",
     "check-data": "List every problem of every table at once.",
+    "rewards": "List what train-grpo can reward, and what each reward reads.",
     "train-grpo": "Train a LoRA adapter with GRPO.",
     "train-sft": "Train on instructions and their answers.",
     "pretrain": "Train a small language model on text, new or from another.",

@@ -20,7 +20,8 @@ def runs(settings: RunsSettings, loaded: Loaded) -> None:
     """List runs: state, steps, held-out regret, size.
 
     Newest last. The regret is that of `gptoss evaluate`, else the best one measured while training
-    (`--eval-steps`); the invalid share is that of the newest step. Other folders are skipped.
+    (`--eval-steps`); where there is none, the held-out reward is shown. The invalid share is that
+    of the newest step. Other folders are skipped.
     """
     from pathlib import Path
 
@@ -42,12 +43,17 @@ def runs(settings: RunsSettings, loaded: Loaded) -> None:
             "created": (facts.created or "")[:16].replace("T", " "),
         }
 
+    def with_reward(facts: RunFacts) -> dict[str, Any]:
+        line = row(facts)
+        return {**dict(list(line.items())[:4]), "reward": facts.reward, **line}
+
     data = {"runs": [vars(facts) for facts in found]}
     if not found:
         out.result(data, f"no runs in {', '.join(settings.folders)}")
         out.hint("gptoss train-grpo starts one")
         return
-    out.table([row(facts) for facts in found], data)
+    shown = with_reward if any(facts.reward is not None for facts in found) else row
+    out.table([shown(facts) for facts in found], data)
     for facts in found:
         if facts.problem:
             out.warning(facts.problem)

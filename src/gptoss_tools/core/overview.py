@@ -26,6 +26,8 @@ EVALUATION = "evaluation.json"
 class RunFacts:
     """One run. `regret` is held-out, in the unit of Q; `created` is ISO 8601 with its offset.
 
+    `reward` is held-out too, known where there is no regret.
+
     `problem` says what is wrong with a damaged run, of which nothing else is known but its size.
     """
 
@@ -39,6 +41,7 @@ class RunFacts:
     bytes: int
     created: str | None
     problem: str | None = None
+    reward: float | None = None
 
 
 def list_runs(folders: Iterable[str | Path]) -> list[RunFacts]:
@@ -68,23 +71,31 @@ def read_facts(path: Path) -> RunFacts:
     except RunFolderError as error:
         return RunFacts(name, path, "damaged", None, None, None, None, size, None, str(error))
     records = read_metrics(run.metrics_path)
+    regret = _held_out(run, records, "regret")
     return RunFacts(
         name=name,
         path=path,
         state=run.state,
         step=records[-1]["step"] if records else 0,
         max_steps=settings.get("max_steps"),
-        regret=_regret(run, records),
+        regret=regret,
         invalid=next((s for r in records[::-1] if (s := invalid_share(r)) is not None), None),
         bytes=size,
         created=created if isinstance(created, str) else None,
+        reward=_held_out(run, records, "reward") if regret is None else None,
     )
 
 
 def best_record(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the record with the least held-out regret, of equal ones the first; None if none."""
-    measured = [r for r in records if _number(r.get("eval_regret")) is not None]
-    return min(measured, key=lambda r: r["eval_regret"], default=None)
+    """Return the record with the least held-out regret, or where none has one, the most reward.
+
+    Of equal ones the first; None without any.
+    """
+    for name, sign in (("eval_regret", 1), ("eval_reward", -1)):
+        measured = [r for r in records if _number(r.get(name)) is not None]
+        if measured:
+            return min(measured, key=lambda r: sign * r[name])
+    return None
 
 
 def is_run(path: Path) -> bool:
@@ -115,17 +126,17 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
             yield from _runs_in(entry, depth - 1)
 
 
-def _regret(run: Run, records: Sequence[Mapping[str, Any]]) -> float | None:
+def _held_out(run: Run, records: Sequence[Mapping[str, Any]], figure: str) -> float | None:
     """What `gptoss evaluate` found, else the best of the evaluations during training."""
     try:
         content = json.loads((run.evaluation_path / EVALUATION).read_text(encoding="utf-8"))
-        value = _number(content["regret"]["mean"])
+        value = _number(content[figure]["mean"])
     except (OSError, ValueError, KeyError, TypeError):
         value = None
     if value is not None:
         return value
     best = best_record(records)
-    return None if best is None else best["eval_regret"]
+    return None if best is None else _number(best.get(f"eval_{figure}"))
 
 
 def _number(value: Any) -> float | None:

@@ -90,6 +90,13 @@ class RunRecord:
         evaluated = self.found("n_actions")
         return max([*logged, evaluated if isinstance(evaluated, int) else 0], default=0)
 
+    @property
+    def by_reward(self) -> bool:
+        """Whether it learns from tables without values of actions: there is no regret."""
+        logged = {name for record in self.metrics for name in record}
+        earned = not logged.isdisjoint(("reward", "eval_reward"))
+        return earned and self.n_actions == 0 and "eval_regret" not in logged
+
 
 def open_runs(targets: Sequence[str | Path]) -> list[Run]:
     """Return the runs that `targets` mean, each once; errors are those of `open_run`."""

@@ -15,7 +15,9 @@ from gptoss_tools.report.parts import Panel, Section, Table
 Records = Sequence[RunRecord]
 
 
-def regret(records: Records) -> Section:
+def regret(records: Records) -> Section | None:
+    if _all_by_reward(records):
+        return None
     panel = ranking.policies(records)
     return Section(
         "regret",
@@ -34,17 +36,24 @@ def answers(records: Records) -> Section:
     return Section("invalid", "Invalid answers", lead, panels, columns=2)
 
 
-def actions(records: Records) -> Section:
-    panels = [curves.actions(record, place) for place, record in enumerate(records)]
+def actions(records: Records) -> Section | None:
+    deciding = [(record, place) for place, record in enumerate(records) if not record.by_reward]
+    if not deciding:
+        return None
+    panels = [curves.actions(record, place) for record, place in deciding]
     lead = "A policy that always says the same, or shuns an action that is often best, shows here."
     return Section("actions", "Actions", lead, panels, columns=2)
 
 
-def calendar(records: Records) -> Section:
+def calendar(records: Records) -> Section | None:
+    if _all_by_reward(records):
+        return None
     panels = maps.maps(records)
     lead = "One line per episode and day, one column per hour; greedy answers to held-out rows."
     missing = list(_unevaluated(records))
     for record in records:
+        if record.by_reward:
+            continue
         if record.decisions and not maps.read_calendar(record.decisions).cells:
             missing.append(
                 f"{record.label}: the tables have no readable column `timestamp`, so no map by hour"
@@ -52,13 +61,15 @@ def calendar(records: Records) -> Section:
     return Section("map", "Hour by hour", lead, panels, columns=3, missing=missing)
 
 
-def closed_loop(records: Records) -> Section:
+def closed_loop(records: Records) -> Section | None:
+    if _all_by_reward(records):
+        return None
     panel = loop.strip(records)
     lead = "Each policy drives the plant on its own: what it stores now is what it has later."
     missing = [
         f"no closed loop yet: gptoss evaluate {record.path} --closed-loop FILES"
         for record in records
-        if not record.closed_loop
+        if not record.closed_loop and not record.by_reward
     ]
     return Section(
         "loop",
@@ -72,7 +83,8 @@ def closed_loop(records: Records) -> Section:
 
 def reward(records: Records) -> Section:
     lead = "What training maximises: the mean over sampled answers."
-    return Section("reward", "Reward", lead, [curves.reward(records)])
+    panel = curves.reward(records)
+    return Section("reward", "Reward", lead, [panel], tables=_tables(tables.rewards, records))
 
 
 def health(records: Records) -> Section:
@@ -82,10 +94,12 @@ def health(records: Records) -> Section:
     return Section("health", "How training goes", lead, panels, columns=3, missing=missing)
 
 
-def mistakes(records: Records) -> Section:
+def mistakes(records: Records) -> Section | None:
+    if _all_by_reward(records):
+        return None
     panels: list[Panel | None] = []
     for place, record in enumerate(records):
-        if record.evaluation is not None or record.decisions:
+        if not record.by_reward and (record.evaluation is not None or record.decisions):
             panels += [
                 decisions.confusion(record, place),
                 decisions.stakes(record, place),
@@ -115,6 +129,10 @@ def sections(records: Records) -> list[Section]:
 def _tables(make: Callable[[RunRecord, int], Table | None], records: Records) -> list[Table]:
     made = [make(record, place) for place, record in enumerate(records)]
     return [table for table in made if table is not None]
+
+
+def _all_by_reward(records: Records) -> bool:
+    return all(record.by_reward for record in records)
 
 
 def _unevaluated(records: Records) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gptoss_tools.core.history import invalid_share
 from gptoss_tools.core.overview import best_record
@@ -43,7 +44,7 @@ def verdict(record: RunRecord) -> Verdict:
 
 def cards(record: RunRecord) -> list[Card]:
     """Return the figures that count, from the evaluation, else from training's own."""
-    made = [make(record) for make in (_regret, _score, _top1, _invalid, _carbon)]
+    made = [make(record) for make in (_regret, _reward, _score, _top1, _invalid, _carbon)]
     return [card for card in made if card is not None]
 
 
@@ -76,14 +77,18 @@ def _sentence(record: RunRecord) -> tuple[str, str]:
     n = f"n = {count_of(rows, 'decision')}" if isinstance(rows, int) else ""
     if isinstance(episodes, int):
         n += f" in {count_of(episodes, 'episode')}"
-    # The file holds policy minus base; people think in gains.
-    mean = number(record.found("regret", "difference", "mean"))
-    interval = record.found("regret", "difference", "ci95")
+    # The file holds policy minus base; people think in gains, and regret is a loss.
+    figure, sign = ("reward", -1) if record.found("regret") is None else ("regret", 1)
+    mean = number(record.found(figure, "difference", "mean"))
+    interval: Any = record.found(figure, "difference", "ci95")
     if mean is None:
-        regret = short(number(record.found("regret", "mean")))
-        return f"Held-out regret {regret}, not compared with its base; {n}.", "open"
+        value = short(number(record.found(figure, "mean")))
+        return f"Held-out {figure} {value}, not compared with its base; {n}.", "open"
+    if sign < 0:
+        n = n.replace("decision", "answer")
+        mean, interval = -mean, [-bound for bound in reversed(interval or [])]
     if not between(interval):
-        word = "below" if mean <= 0 else "above"
+        word = "below" if sign * mean <= 0 else "above"
         return f"{short(abs(mean))} {word} its base, with no interval; {n}.", "open"
     low, high = interval
     if high < 0:
@@ -107,11 +112,27 @@ def _regret(record: RunRecord) -> Card | None:
             ),
         )
     best = best_record(record.metrics)
-    if best is None:
+    if best is None or "eval_regret" not in best:
         return None
     bounds = [number(best.get("eval_regret_low")), number(best.get("eval_regret_high"))]
     detail = _joined(_interval(bounds), f"while training, step {best['step']}")
     return Card("Held-out regret", short(best["eval_regret"]), detail)
+
+
+def _reward(record: RunRecord) -> Card | None:
+    """Where there is no regret."""
+    mean = number(record.found("reward", "mean"))
+    if mean is not None and record.found("regret") is None:
+        base = number(record.found("reward", "base"))
+        compared = base is not None and f"base {short(base)}"
+        interval = _interval(record.found("reward", "ci95"))
+        return Card("Held-out reward", short(mean), _joined(interval, compared))
+    best = best_record(record.metrics)
+    if record.evaluation is not None or best is None or "eval_regret" in best:
+        return None
+    bounds = [number(best.get("eval_reward_low")), number(best.get("eval_reward_high"))]
+    detail = _joined(_interval(bounds), f"while training, step {best['step']}")
+    return Card("Held-out reward", short(best["eval_reward"]), detail)
 
 
 def _score(record: RunRecord) -> Card | None:

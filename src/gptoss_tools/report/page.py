@@ -155,6 +155,8 @@ def _figures(shown: Sequence[Section]) -> dict[str, Any]:
 
 
 def _no_worst(record: RunRecord) -> str:
+    if record.by_reward and record.evaluation is not None:
+        return f"{record.label}: its tables have no values, so no decision is known to be bad"
     if record.decisions:
         return f"{record.label}: every decision was the best one"
     return f"no evaluation yet: gptoss evaluate {record.path}"

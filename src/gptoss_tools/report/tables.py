@@ -35,6 +35,27 @@ def phases(record: RunRecord, place: int) -> Table | None:
     return Table(head, rows, "By phase", place)
 
 
+def rewards(record: RunRecord, place: int) -> Table | None:
+    """What greedy answers to held-out rows earn, each reward apart; None where regret says it."""
+    found = record.found("rewards")
+    if not found:
+        return None
+    parts = {"sum": record.found("reward"), **found} if len(found) > 1 else found
+    head = ["reward", "weight", "mean", "95 %", "base", "masked"]
+    rows = [
+        [
+            name,
+            short(number(part.get("weight"))),
+            short(number(part.get("mean"))),
+            between(part.get("ci95")),
+            short(number(part.get("base"))),
+            whole(part.get("unknown")),
+        ]
+        for name, part in parts.items()
+    ]
+    return Table(head, rows, "Held-out answers, by reward", place)
+
+
 def differences(records: Sequence[RunRecord]) -> Table | None:
     """The settings and facts in which runs differ, one column per run; None for one run."""
     if len(records) < 2:

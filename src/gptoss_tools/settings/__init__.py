@@ -50,7 +50,12 @@ from gptoss_tools.settings.pretrain import (
     SampleSettings,
 )
 from gptoss_tools.settings.remote import RemoteSettings
-from gptoss_tools.settings.rewards import JudgeSettings, RewardSettings, TagSettings
+from gptoss_tools.settings.rewards import (
+    JudgeSettings,
+    RewardSettings,
+    RewardsSettings,
+    TagSettings,
+)
 from gptoss_tools.settings.sft import SftSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
@@ -108,6 +113,7 @@ __all__ = [
     "ReportSettings",
     "ResumeSettings",
     "RewardSettings",
+    "RewardsSettings",
     "RolloutSettings",
     "RunSettings",
     "RunsSettings",

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gptoss_tools.settings.groups import AtLeastZero, Positive, Settings
 
-Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+Pair = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)]
 
 
 class TagSettings(Settings):
@@ -95,3 +95,11 @@ class RewardSettings(TagSettings, JudgeSettings):
         if len(set(self.reward)) < len(self.reward):
             raise ValueError("reward names one reward twice")
         return self
+
+
+class RewardsSettings(RewardSettings):
+    """rewards."""
+
+    names: list[str] = Field(
+        [], description="Which ones, your own as pkg.mod:function too (default: all built-in ones)."
+    )
