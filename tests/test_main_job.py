@@ -89,7 +89,7 @@ def test_train_with_resume_goes_on_and_the_shipped_tables_train_as_they_are(repo
     assert changed.returncode == 2 and "learning_rate" in changed.stderr
 
 
-def test_a_prompt_from_standard_input_is_answered_and_a_quantized_test_needs_a_gpu():
+def test_a_prompt_from_standard_input_is_answered_the_same_by_packed_experts():
     line = [sys.executable, "-m", "gptoss_tools", "generate", "tiny", "--prompt", "-"]
     done = subprocess.run(
         [*line, "--max-new-tokens", "20"],
@@ -99,5 +99,11 @@ def test_a_prompt_from_standard_input_is_answered_and_a_quantized_test_needs_a_g
     )
     assert done.returncode == 0, done.stderr
     assert "action:" in done.stdout
-    done = gptoss_process("generate", "tiny", "--prompt", "x", "--quantized", check=False)
-    assert done.returncode == 3 and "GPU" in done.stderr
+    again = subprocess.run(
+        [*line, "--max-new-tokens", "20", "--experts", "packed"],
+        input="user: Answer [0] or [1].",
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout

@@ -60,7 +60,8 @@ def test_a_model_that_cannot_fit_is_refused_in_numbers(monkeypatch):
         require_memory(TWENTY, cpu, torch.bfloat16)
     with pytest.raises(MachineError, match="training"):
         require_memory(TWENTY, cpu, torch.bfloat16, for_training=True)
-    require_memory(TWENTY, cpu, torch.bfloat16, quantized=True)
+    require_memory(TWENTY, cpu, torch.bfloat16, packed=True)
+    require_memory(TWENTY, cpu, torch.bfloat16, packed=True, for_training=True)
 
 
 def test_devices_are_named_or_refused():
@@ -71,7 +72,18 @@ def test_devices_are_named_or_refused():
         resolve_device("cuda:99")
 
 
-def test_packed_experts_need_a_gpu():
+def test_packed_experts_take_the_file_s_bytes_and_one_layer_s_unpacked_ones_to_train():
+    for width, rest in ((2, 0), (4, 2)):
+        need = estimate_memory(TWENTY, weight_bytes=width)
+        # all but the 19,110,297,600 expert weights is held in the type computed in
+        plain = 20_914_757_184 - 19_110_297_600
+        assert need.packed_loaded == need.packed + rest * plain
+        learning = need.training - width * 20_914_757_184
+        # one layer: 32 * (2880 * 5760 + 2880 * 2880) weights
+        assert need.packed_training == need.packed_loaded + width * 796_262_400 + learning
+
+
+def test_transformers_own_kernels_for_packed_experts_need_a_gpu():
     assert packed_support(torch.device("cpu")) == "it needs a CUDA GPU"
 
 

@@ -51,10 +51,11 @@ def doctor(settings: DoctorSettings, loaded: Loaded) -> None:
         " ".join(f"{name} {'present' if there else '-'}" for name, there in credentials.items()),
     ]
     if "packed" in found.model:
-        size = {k: gb(int(found.model[k]) / 1e9) for k in ("packed", "bfloat16", "training")}
+        sizes = ("packed", "bfloat16", "training", "packed_training")
+        size = {k: gb(int(found.model[k]) / 1e9) for k in sizes}
         lines.append(
-            f"model {model}: {size['packed']} packed, {size['bfloat16']} in bfloat16, "
-            f"about {size['training']} to train"
+            f"model {model}: {size['packed']} packed, {size['bfloat16']} in bfloat16, about "
+            f"{size['training']} to train, {size['packed_training']} with packed experts"
         )
     lines += [f"{name} lacks: {reason}" for name, reason in found.lacks.items()]
     if not found.lacks:

@@ -17,7 +17,7 @@ from .options import command
     examples=[
         "gptoss test-adapter",
         "gptoss test-adapter runs/first --data data/heldout --row 3",
-        "gptoss test-adapter runs/first/adapter --prompt-file prompt.txt --quantized",
+        "gptoss test-adapter runs/first/adapter --prompt-file prompt.txt --experts packed",
     ],
 )
 def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:

@@ -55,14 +55,12 @@ def load_policy(
     *,
     base: str | None = None,
     model: ModelSettings | None = None,
-    quantized: bool = False,
     cache_dir: Path | None = None,
     load: Callable[..., Any] = load_model,
 ) -> Policy:
     """Load `target` (see `find_source`) for inference; of `model`, all but its `model` counts.
 
-    `quantized` keeps experts packed; `load` gives the base model. Errors are those of
-    `models.loading`.
+    `load` gives the base model. Errors are those of `models.loading`.
     """
     source = target if isinstance(target, Source) else find_source(target, base)
     model = model or ModelSettings.model_validate({})
@@ -71,7 +69,7 @@ def load_policy(
         "attn_implementation": model.attn_implementation,
         "experts_implementation": model.experts_implementation,
         "device": model.device,
-        "quantized": quantized,
+        "experts": model.experts,
         "for_training": False,
         "cache_dir": cache_dir,
     }

@@ -25,8 +25,9 @@ class Finished:
 
     def __init__(self, path: Path, tasks: Tasks, settings: EvaluateSettings) -> None:
         self.path, self.definitions = path, tasks.definitions
-        self.same = {name: getattr(settings, name) for name in ("limit", "seed", "dtype")}
-        self.same |= {"quantized": settings.quantized, "lm_eval": tasks.version}
+        depends_on = ("limit", "seed", "dtype", "experts")
+        self.same = {name: getattr(settings, name) for name in depends_on}
+        self.same |= {"lm_eval": tasks.version}
         self.held: dict[tuple[str, str], Rows] = {}
         if not path.exists():
             return

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from gptoss_tools.models.experts import held_as
 from gptoss_tools.models.loading import load_model
 from gptoss_tools.models.names import resolve_model
 
@@ -48,11 +49,13 @@ class HeldModel:
         asked = _SIGNATURE.bind(path, **options)
         asked.apply_defaults()
         wanted = {k: v for k, v in asked.arguments.items() if k not in _IRRELEVANT}
+        if wanted["experts"] == "auto" and self._wanted is not None:
+            wanted["experts"] = self._wanted["experts"]
         if self._model is None or wanted != self._wanted or self._changed():
             self.free()
             # Attention that can be trained through also answers, so one loading serves both.
             self._remember(self._load(path, **{**options, "for_training": True}))
-            self._wanted = wanted
+            self._wanted = {**wanted, "experts": held_as(self._model)}
         self._restore()
         assert self._model is not None
         return self._model

@@ -2,14 +2,17 @@
 
 What follows is about gpt-oss; of other families transformers chooses the code itself.
 
-MXFP4 experts are dequantised, since no installed code trains through packed ones, unless
-`quantized` asks to keep them. Everything that can be refused is refused before a weight loads.
+MXFP4 experts are dequantised, or stay packed (`experts`): `models.experts` says when they can.
+Everything that can be refused is refused before a weight loads.
 
     setting               CPU           GPU, training    GPU, inference
     dtype auto            float32       bfloat16         bfloat16
     attention auto        eager         eager            flash (FA3) on compute capability 9.x
                                                          with `kernels` installed, else eager
-    experts auto          grouped_mm    grouped_mm       grouped_mm
+    experts_implementation
+      auto, dequantised   grouped_mm    grouped_mm       grouped_mm
+      packed              our own       our own          transformers' kernels with `triton` and
+                                                         `kernels` installed, else our own
 
 gpt-oss has attention sinks: SDPA cannot express them, and the FA3 kernel that can has no backward
 pass for them. grouped_mm and eager cost the same on a CPU, batched_mm 7 to 10 times as much.
@@ -43,15 +46,12 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from gptoss_tools.errors import ConfigError, DataError, MachineError, first_line
 from gptoss_tools.models import bigram  # noqa: F401  # makes pretrain's own kind known
-from gptoss_tools.models.machine import (
-    packed_support,
-    require_memory,
-    resolve_device,
-    weight_type,
-)
+from gptoss_tools.models.experts import choose_experts, experts_under, why_not_packed
+from gptoss_tools.models.machine import packed_support, resolve_device, weight_type
 from gptoss_tools.models.mixlora import is_mixlora
 from gptoss_tools.models.mixlora import load as load_mixlora
 from gptoss_tools.models.names import base_of, resolve_model
+from gptoss_tools.models.snapshot import checkpoint_folder
 
 FLASH = "kernels-community/vllm-flash-attn3"
 ATTENTION = (
@@ -109,15 +109,15 @@ def load_model(
     attn_implementation: str = "auto",
     experts_implementation: str = "auto",
     device: str = "auto",
-    quantized: bool = False,
+    experts: str = "dequantized",
     for_training: bool = True,
     cache_dir: Path | None = None,
 ) -> PreTrainedModel:
     """Load a base model onto one device, in eval mode; the table above says what `auto` means.
 
-    `quantized` keeps the experts packed (inference only). Raises MachineError where memory, GPU or
-    network do not suffice, ConfigError for wrong settings, DataError if the checkpoint lacks a
-    tensor (transformers would fill it with random numbers and go on).
+    `experts`: `packed`, `dequantized`, or `auto`, by the memory there is. Raises MachineError
+    where memory, GPU or network do not suffice, ConfigError for wrong settings, DataError if the
+    checkpoint lacks a tensor (transformers would fill it with random numbers and go on).
     """
     target = resolve_device(device)
     weights = weight_type(dtype, target)
@@ -126,29 +126,32 @@ def load_model(
             f"experts_implementation {experts_implementation!r} is unknown",
             hint="use auto, " + ", ".join(EXPERTS),
         )
-    if quantized and for_training:
-        raise ConfigError("experts packed in MXFP4 cannot be trained", hint="leave out quantized")
-    if quantized and (reason := packed_support(target)):
-        raise MachineError(
-            f"experts cannot stay packed in MXFP4 on this machine: {reason}",
-            hint="run without --quantized: the experts are then dequantised",
-        )
     path = resolve_model(name, cache_dir=cache_dir)
     config = read_config(path)
     is_gpt_oss = isinstance(config, GptOssConfig)
-    packed_file = getattr(config, "quantization_config", None) is not None
-    if quantized and not packed_file:
-        raise ConfigError(f"model {name} holds no MXFP4 experts that could stay packed")
+    packed = False
+    if is_gpt_oss or experts == "packed":
+        why = why_not_packed(config, weights, experts_implementation)
+        choice = choose_experts(
+            experts, config, target, weights, obstacle=why, for_training=for_training
+        )
+        packed = choice.held == "packed"
+    if packed and (for_training or packed_support(target) is not None):
+        from gptoss_tools.models.packed import load_packed  # which reads models as this file does
+
+        folder = checkpoint_folder(path, cache_dir=cache_dir)
+        return load_packed(
+            folder, dtype=weights, device=target, attn_implementation=attn_implementation
+        )
     options: dict[str, Any] = {"dtype": weights, "device_map": {"": target}}
     if is_gpt_oss:
-        require_memory(config, target, weights, quantized=quantized, for_training=for_training)
         attention = choose_attention(attn_implementation, target, for_training)
         options["attn_implementation"] = attention
     elif attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
-    if packed_file and is_gpt_oss:
-        options["quantization_config"] = Mxfp4Config(dequantize=not quantized)
-    if is_gpt_oss and not quantized:
+    if is_gpt_oss and getattr(config, "quantization_config", None) is not None:
+        options["quantization_config"] = Mxfp4Config(dequantize=not packed)
+    if is_gpt_oss and not packed:
         chosen = "grouped_mm" if experts_implementation == "auto" else experts_implementation
         options["experts_implementation"] = chosen
     try:
@@ -237,6 +240,7 @@ def load_with_adapter(
     """
     named = base_of(adapter)
     options.setdefault("for_training", trainable)
+    options["experts"] = experts_under(adapter, options.get("experts", "dequantized"))
     model = load(base or named, **options)
     if is_mixlora(adapter):
         load_mixlora(model, adapter, trainable=trainable)

@@ -42,6 +42,8 @@ class MemoryEstimate:
     bfloat16: int  # everything dequantised
     float32: int
     training: int  # dequantised weights, adapter with Adam, activations with checkpointing
+    packed_loaded: int  # experts packed, the rest in the type computed in
+    packed_training: int  # the same, one layer's unpacked experts, adapter, activations
 
 
 def published_config(name: str) -> GptOssConfig | None:
@@ -76,7 +78,8 @@ def estimate_memory(
     )
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
-    packed = layers * experts * 3 * hidden * config.intermediate_size
+    layer = experts * 3 * hidden * config.intermediate_size  # one layer's expert weights
+    packed = layers * layer
     attention = 2 * hidden * queries + 2 * hidden * keys  # q, o; k, v
     attention += queries + 2 * keys + hidden + config.num_attention_heads  # biases, sinks
     other = experts * (hidden + 1) + 2 * hidden + experts * (2 * config.intermediate_size + hidden)
@@ -84,12 +87,16 @@ def estimate_memory(
     adapter = layers * lora_r * (2 * (hidden + queries) + 2 * (hidden + keys))
     activations = tokens * hidden * (2 * layers + 90) * weight_bytes // 2
     parameters = packed + plain
+    learning = 16 * adapter + activations
+    packed_loaded = packed // 2 + packed // 32 + weight_bytes * plain
     return MemoryEstimate(
         parameters=parameters,
         packed=packed // 2 + packed // 32 + 2 * plain,
         bfloat16=2 * parameters,
         float32=4 * parameters,
-        training=weight_bytes * parameters + 16 * adapter + activations,
+        training=weight_bytes * parameters + learning,
+        packed_loaded=packed_loaded,
+        packed_training=packed_loaded + weight_bytes * layer + learning,
     )
 
 
@@ -99,12 +106,16 @@ def _other_family(config: Any, lora_r: int, tokens: int, weight_bytes: int) -> M
     inner = getattr(sizes, "intermediate_size", None) or 4 * hidden
     adapter = layers * lora_r * (4 * 2 * hidden + 3 * (hidden + inner))
     activations = tokens * hidden * (2 * layers + 90) * weight_bytes // 2
+    loaded = weight_bytes * parameters
+    training = loaded + 16 * adapter + activations
     return MemoryEstimate(
         parameters=parameters,
         packed=2 * parameters,
         bfloat16=2 * parameters,
         float32=4 * parameters,
-        training=weight_bytes * parameters + 16 * adapter + activations,
+        training=training,
+        packed_loaded=loaded,  # there is nothing to pack
+        packed_training=training,
     )
 
 
@@ -161,31 +172,34 @@ def require_memory(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    quantized: bool = False,
+    packed: bool = False,
     for_training: bool = False,
     held_bytes: int = 0,
+    hint: str = "use a larger GPU, or `--model tiny` to try the commands out",
 ) -> None:
     """Raise MachineError, in numbers, if the weights alone (or training) cannot fit on `device`.
 
-    `held_bytes` of the weights are there already.
+    `packed`: the experts stay in MXFP4. `held_bytes` of the weights are there already.
     """
-    width = torch.empty(0, dtype=dtype).element_size()
+    width = dtype.itemsize
     need = estimate_memory(config, weight_bytes=width)
-    bytes_needed = need.training if for_training else width * need.parameters
-    what = "training" if for_training else "loading"
-    if quantized:
-        bytes_needed, what = need.packed, "loading packed"
+    what = f"{'training' if for_training else 'loading'} this model"
+    if packed:
+        what += " with packed experts"
+        bytes_needed = need.packed_training if for_training else need.packed_loaded
+    else:
+        bytes_needed = need.training if for_training else width * need.parameters
     free = available_bytes(device) + held_bytes
     if bytes_needed > free:
         raise MachineError(
-            f"{what} this model needs about {bytes_needed / GB:.1f} GB on {device}, which has "
+            f"{what} needs about {bytes_needed / GB:.1f} GB on {device}, which has "
             f"{free / GB:.1f} GB free",
-            hint="use a larger GPU, or `--model tiny` to try the commands out",
+            hint=hint,
         )
 
 
 def packed_support(device: torch.device) -> str | None:
-    """Why experts cannot stay packed in MXFP4 on this machine, or None where they can."""
+    """Why transformers' own kernels for packed experts do not run here, or None where they do."""
     if device.type != "cuda":
         return "it needs a CUDA GPU"
     major, minor = torch.cuda.get_device_capability(device)

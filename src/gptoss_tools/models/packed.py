@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssForCausalLM
 
-from gptoss_tools.core import mxfp4
 from gptoss_tools.errors import ConfigError, DataError, first_line
+from gptoss_tools.models.experts import is_packed_file
 from gptoss_tools.models.layout import INDEX
 from gptoss_tools.models.loading import choose_attention, quiet, read_config
 from gptoss_tools.models.machine import require_memory, resolve_device
@@ -63,13 +63,12 @@ def load_packed(
     path, target = Path(folder), resolve_device(str(device))
     check_dtype(dtype)
     config = read_config(path)
-    stored = getattr(config, "quantization_config", None)
-    if not stored or stored.get("quant_method") != mxfp4.QUANTIZATION_CONFIG["quant_method"]:
+    if not is_packed_file(config):
         raise ConfigError(f"model {path} holds no MXFP4 experts that could stay packed")
     # For transformers this is no quantised model: it can be trained, and saves as it is.
     del config.quantization_config
     attention = choose_attention(attn_implementation, target, for_training=True)
-    require_memory(config, target, dtype, quantized=True)
+    require_memory(config, target, dtype, packed=True)
     model: Any = skeleton(config, dtype, attn_implementation=attention, chunk=chunk)
     _fill(model, path, target)
     with target:  # holds computed buffers only, which no checkpoint has

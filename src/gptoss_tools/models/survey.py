@@ -16,11 +16,12 @@ import psutil
 import torch
 
 from gptoss_tools.errors import GptossError
+from gptoss_tools.models.experts import is_packed_file
 from gptoss_tools.models.loading import read_config
 from gptoss_tools.models.machine import (
+    PUBLISHED,
     available_bytes,
     estimate_memory,
-    packed_support,
     published_config,
 )
 
@@ -66,8 +67,6 @@ def survey(model: str, folder: Path, credentials: Mapping[str, bool]) -> Survey:
     device = torch.device("cuda", 0) if gpus else torch.device("cpu")
     packages = {name: version_of(name) for name in PACKAGES}
     needs, lacks = _needs(model, device)
-    if reason := packed_support(device):
-        lacks["test-adapter --quantized"] = lacks["generate --quantized"] = reason
     if not credentials["HF_TOKEN"]:
         lacks["export --push"] = "no HF_TOKEN, and no login with `hf auth login`"
     if not credentials["WANDB_API_KEY"]:
@@ -107,12 +106,15 @@ def _needs(model: str, device: torch.device) -> tuple[dict[str, int | str], dict
         return {"name": model, "problem": str(error)}, {"train-grpo": str(error)}
     free = available_bytes(device)
     weights = estimate.bfloat16 if device.type == "cuda" else estimate.float32
+    train, answer = estimate.training, weights
+    if model in PUBLISHED or is_packed_file(config):  # which the experts may stay
+        train, answer = estimate.packed_training, estimate.packed_loaded
     short = "needs {:.1f} GB on {}, which has {:.1f} GB free"
     lacks = {}
-    if estimate.training > free:
-        lacks["train-grpo"] = short.format(estimate.training / 1e9, device, free / 1e9)
-    if weights > free:
-        lacks["generate"] = short.format(weights / 1e9, device, free / 1e9)
+    if train > free:
+        lacks["train-grpo"] = short.format(train / 1e9, device, free / 1e9)
+    if answer > free:
+        lacks["generate"] = short.format(answer / 1e9, device, free / 1e9)
     return {"name": model, **asdict(estimate)}, lacks
 
 

@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptoss_tools.settings.groups import AtLeastZero, Positive, Settings, TableSettings
+from gptoss_tools.settings.groups import (
+    AtLeastZero,
+    ExpertsSettings,
+    Positive,
+    Settings,
+    TableSettings,
+)
 from gptoss_tools.settings.remote import RemoteSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
@@ -84,6 +90,7 @@ class PretrainSettings(
     OptimizerSettings,
     AdapterSettings,
     NewModelSettings,
+    ExpertsSettings,
     TableSettings,
 ):
     """pretrain."""

@@ -29,8 +29,8 @@ from gptoss_tools.core.rubrics import parse_rubric
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import DataError, GptossError, MachineError
 from gptoss_tools.evaluation.earned import by_reward
-from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
 from gptoss_tools.models.chats import prompts_for
+from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
 from gptoss_tools.models.loading import (
     choose_attention,
     context_of,

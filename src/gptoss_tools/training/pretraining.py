@@ -64,7 +64,8 @@ def _model(sitting: Sitting, prepared: PretrainPrepared, settings: PretrainSetti
         model = load_model(
             prepared.model,
             dtype="float32" if settings.adapter == "none" else settings.dtype,
-            experts_implementation=experts,
+            experts=settings.experts,
+            experts_implementation="auto" if settings.experts == "packed" else experts,
             device=settings.device,
             cache_dir=sitting.cache_dir,
         )

@@ -18,6 +18,7 @@ from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.runs import Run
 from gptoss_tools.core.text import Corpus, read_corpus
 from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.models.experts import pin_experts
 from gptoss_tools.models.loading import load_tokenizer, quiet, read_config
 from gptoss_tools.models.machine import GB, available_bytes, resolve_device
 from gptoss_tools.models.names import TINY, resolve_model
@@ -80,8 +81,13 @@ def prepare(
     ]
     if strange := unknown_count(tokenizer, ids):
         notes.append(f"{strange:,} of {len(ids):,} tokens are unknown to the tokenizer")
-    need, free = _bytes(settings, config), available_bytes(resolve_device(settings.device))
-    if need > free:
+    device = resolve_device(settings.device)
+    if settings.from_ is not None or settings.experts == "packed":
+        seen = (settings.windows_per_step or 1) * settings.block_size
+        settings, more = pin_experts(settings, config, device, tokens=seen)
+        notes += more
+    need, free = _bytes(settings, config), available_bytes(device)
+    if need > free and settings.experts != "packed":  # for which the check is made already
         raise MachineError(
             f"training this model needs about {need / GB:.1f} GB on {settings.device}, which has "
             f"{free / GB:.1f} GB free",

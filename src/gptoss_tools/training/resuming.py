@@ -16,6 +16,9 @@ from gptoss_tools.training.method import Method
 # Of this start only, never a run's own.
 START_ONLY = frozenset({"output_dir", "resume", "allow_changes", "dry_run", "resume_steps"})
 
+# What runs did that are older than the setting which says so.
+EARLIER = {"experts": "dequantized"}
+
 
 def merged_settings(method: Method, run: Run, changes: Mapping[str, Any], reached: int) -> Any:
     """Return the settings `run` was last started with, `changes` laid over them.
@@ -40,7 +43,7 @@ def merged_settings(method: Method, run: Run, changes: Mapping[str, Any], reache
             raise ConfigError("max_steps and resume_steps are both given", hint="give one of them")
         wanted["max_steps"] = reached + more
     try:
-        return method.settings(**{**run.settings, **wanted})
+        return method.settings(**{**EARLIER, **run.settings, **wanted})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"

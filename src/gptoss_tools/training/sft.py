@@ -26,6 +26,7 @@ def build(sitting: Sitting) -> SftTrainer:
         prepared.model,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
+        experts=settings.experts,
         experts_implementation=settings.experts_implementation,
         device=settings.device,
         cache_dir=sitting.cache_dir,

@@ -20,6 +20,8 @@ from gptoss_tools.core.instructions import Instructions, load_instructions
 from gptoss_tools.core.prompter import HarmonyPrompter, Prompter, choose_prompter
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.models.experts import pin_experts
+from gptoss_tools.models.chats import reads_harmony
 from gptoss_tools.models.chats import reads_harmony
 from gptoss_tools.models.loading import (
     choose_attention,
@@ -31,7 +33,6 @@ from gptoss_tools.models.machine import (
     available_bytes,
     estimate_memory,
     published_config,
-    require_memory,
     resolve_device,
     weight_type,
 )
@@ -75,7 +76,7 @@ def prepare(
     state = join(settings.device)
     require_tracker(settings.report_to)
     model, config, tokenizer = _model(settings, home, cache_dir)
-    notes = _fit(settings, config)
+    settings, notes = _fit(settings, config)
     settings = _pinned(settings, config, notes)
     prompter = _prompter(settings, tokenizer, isinstance(config, GptOssConfig), home)
     rendered = isinstance(prompter, HarmonyPrompter)
@@ -173,15 +174,16 @@ def _model(
     return model, config, load_tokenizer(model)
 
 
-def _fit(settings: SftSettings, config: Any) -> list[str]:
-    """Refuse what the machine cannot hold; say what rounding would cost."""
+def _fit(settings: SftSettings, config: Any) -> tuple[SftSettings, list[str]]:
+    """Refuse what the machine cannot hold, decide how experts are held; say what it costs."""
     device = resolve_device(settings.device)
     dtype = weight_type(settings.dtype, device)
     if isinstance(config, GptOssConfig):
         choose_attention(settings.attn_implementation, device, True)
-        require_memory(config, device, dtype, for_training=True)
+    tokens = settings.per_device_train_batch_size * settings.max_length
+    settings, notes = pin_experts(settings, config, device, tokens=tokens)
     if settings.adapter != "none":
-        return []
+        return settings, notes
     if isinstance(config, GptOssConfig):
         # Weights, gradients and AdamW's two moments, all of one type.
         need = 4 * dtype.itemsize * estimate_memory(config).parameters
@@ -192,9 +194,12 @@ def _fit(settings: SftSettings, config: Any) -> list[str]:
                 hint="--adapter lora trains a part of it",
             )
     if dtype == torch.float32:
-        return []
+        return settings, notes
     kind = str(dtype).removeprefix("torch.")
-    return [f"weights that learn in {kind} round small updates away: --dtype float32 keeps them"]
+    return settings, [
+        *notes,
+        f"weights that learn in {kind} round small updates away: --dtype float32 keeps them",
+    ]
 
 
 def _pinned(settings: SftSettings, config: Any, notes: list[str]) -> SftSettings:
