@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..console import out
 from ..errors import DataError
 from ..load import Loaded
@@ -42,7 +44,9 @@ def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
     if problems:
         found = len(problems)
         raise DataError(f"{found} problem{'s' if found > 1 else ''} in the tables")
-    # The default holds held-out tables too, which are not for training.
+    # The default holds held-out tables too, which are not for training; so does a prepared folder.
     named = [f" --data {path}" for path in settings.paths if "paths" in loaded.explicit]
+    if prompts:
+        named = [f" --data {path}" for path in rows if Path(path).stem != "test"]
     chosen = " --reward NAME (gptoss rewards lists them)" if prompts else ""
     out.hint("gptoss train-grpo" + "".join(named) + chosen)
