@@ -218,6 +218,14 @@ def test_settings_that_contradict_themselves_are_refused(changes, message):
         RewardSettings(**changes)
 
 
+def test_lists_may_be_written_with_commas():
+    given = {"reward": ["format, exact", "a.b:f"], "reward_weights": ["0.5,1", 2]}
+    found = RewardSettings(**given, rubric_weights="1,0.7,0.3,0.9", judge_prices=["2,8"])
+    assert found.reward == ["format", "exact", "a.b:f"]
+    assert found.reward_weights == [0.5, 1.0, 2.0]
+    assert (found.rubric_weights, found.judge_prices) == ([1.0, 0.7, 0.3, 0.9], [2.0, 8.0])
+
+
 def test_an_old_runs_single_name_is_a_list_of_one():
     assert RewardSettings.model_validate({"reward": "decision"}).reward == ["decision"]
 

@@ -11,6 +11,16 @@ from gptoss_tools.settings.groups import AtLeastZero, Positive, Settings
 Pair = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)]
 
 
+def by_commas(value: Any) -> Any:
+    """Let one text stand for several, separated by commas: `--reward format,exact`."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list):
+        return value
+    split = (one.split(",") if isinstance(one, str) else [one] for one in given)
+    parts = (part.strip() if isinstance(part, str) else part for parts in split for part in parts)
+    return [part for part in parts if part != ""]
+
+
 class TagSettings(Settings):
     """The structure that prompts ask for and the reward `format` looks for."""
 
@@ -43,6 +53,8 @@ class JudgeSettings(Settings):
     judge_prices: Annotated[list[AtLeastZero], Field(min_length=2, max_length=2)] = Field(
         [0.0, 0.0], description="Price per million tokens, read and written, for the cost counter."
     )
+
+    _split_prices = field_validator("judge_prices", mode="before")(by_commas)
 
 
 class RewardSettings(TagSettings, JudgeSettings):
@@ -79,11 +91,10 @@ class RewardSettings(TagSettings, JudgeSettings):
         description="Weights of Essential, Important, Optional and Pitfall items.",
     )
 
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        # Runs made before there could be several hold a single name.
-        return [value] if isinstance(value, str) else value
+    # Runs made before there could be several rewards hold a single name.
+    _split = field_validator(
+        "reward", "reward_weights", "format_rewards", "rubric_weights", mode="before"
+    )(by_commas)
 
     @model_validator(mode="after")
     def _a_weight_each(self) -> RewardSettings:
