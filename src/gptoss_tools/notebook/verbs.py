@@ -50,9 +50,9 @@ def _run(config: SessionSettings, session: Session, on_step: Callable[[Progress]
     """Begin, go on or begin anew: whatever `config` means for the session's run."""
     new, run = config.training(), session.run
     begun = session.state is not None or run.metrics_path.exists()
-    settings = session.claimed.prepared.settings
-    old = settings.model_dump(mode="json")
-    differ = changed_settings(old, new.model_dump(mode="json")) or new.data != settings.data
+    old = session.config.training()
+    differ = changed_settings(*(s.model_dump(mode="json") for s in (old, new)))
+    differ = differ or new.data != old.data
     if not begun and config == session.config:
         return train_claimed(session.claimed, on_step=on_step)
     if not begun:
