@@ -6,6 +6,7 @@ import itertools
 from types import SimpleNamespace
 
 import grpo_lab as lab
+import pytest
 import torch
 from torch import nn
 
@@ -16,7 +17,7 @@ THOUGHT = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant" + FINAL
 # What the toy says, token by token, with the chances it learns. Eleven actions; row 0 of the table.
 SAID = [
     FINAL + "[0]<|return|>",
-    FINAL + "[1]<|return|>",
+    FINAL + "[1]<|call|>",
     FINAL + "[10]<|return|>",
     FINAL + "[11]<|return|>",  # out of range
     THOUGHT.format("a") + "[0]<|return|>",
@@ -25,7 +26,7 @@ SAID = [
     "<|channel|>analysis<|message|>b<|return|>",  # never comes to an answer
     THOUGHT.format("a") + "[10]",  # its end is beyond the limit
     FINAL + " [1]<|return|>",  # valid, and not written down
-    FINAL + "[0]<|call|>",  # so is this
+    FINAL + "[0]<|end|><|start|>assistant" + FINAL + "[1]<|return|>",  # second thoughts
 ]
 
 
@@ -123,7 +124,9 @@ def gradient(run, policy, batch) -> torch.Tensor:
     return -found * run.max_completion_length
 
 
-def estimates(run, policy, said) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list]:
+def estimates(
+    run, policy, said, level=0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list]:
     """Of every group of two: how likely, its exact gradient, its sampled one, its reasonings."""
     with torch.no_grad():
         chances = torch.stack([policy.chance(ids) for ids in said])
@@ -131,6 +134,7 @@ def estimates(run, policy, said) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     weights, exact, sampled, thoughts = [], [], [], []
     for i, j in itertools.combinations_with_replacement(range(len(said)), 2):
         batch = drawn(run, [said[i], said[j]])
+        run.odd_answers = [level, 1.0]
         batch |= run.credit(policy, batch, [run.train_dataset[0]] * 2)
         exact.append(gradient(run, policy, batch))
         rewards = torch.tensor([record["reward"] for record in run.reward.records])
@@ -149,18 +153,20 @@ def variance(weights, found) -> float:
 
 def brute_force(policy, said, rewards) -> torch.Tensor:
     """The gradient of the expected reward over everything that can be said."""
-    expected = sum(policy.chance(ids) * reward for ids, reward in zip(said, rewards, strict=True))
+    chances = torch.stack([policy.chance(ids) for ids in said])
+    expected = chances @ torch.tensor(rewards, dtype=torch.float64)
     return torch.autograd.grad(expected, policy.logits)[0]
 
 
-def test_the_mean_over_all_draws_is_the_gradient_of_the_expected_reward(tmp_path):
+@pytest.mark.parametrize("level", [0.0, 0.4])
+def test_the_mean_over_all_draws_is_the_gradient_of_the_expected_reward(tmp_path, level):
     run, policy, said = furnish(tmp_path, SAID)
     rewards = rewards_of(run, said)
     assert rewards[3] == rewards[6] == rewards[7] == rewards[8] == -0.5  # invalid
-    assert rewards[9] == rewards[1] and rewards[10] == rewards[0] and len(set(rewards)) == 4
+    assert rewards[9] == rewards[10] == rewards[1] and len(set(rewards)) == 4
     truth = brute_force(policy, said, rewards)
     assert truth.norm() > 0.05
-    weights, exact, sampled, _ = estimates(run, policy, said)
+    weights, exact, sampled, _ = estimates(run, policy, said, level)
     torch.testing.assert_close((weights * exact).sum(0), truth, rtol=0, atol=1e-6)
     torch.testing.assert_close((weights * sampled).sum(0), truth, rtol=0, atol=1e-6)
     assert variance(weights, exact) < variance(weights, sampled)
@@ -183,7 +189,9 @@ def test_a_single_completion_still_pushes_towards_valid_answers(tmp_path):
     run, policy, said = furnish(tmp_path, SAID)
     run.num_generations = 1  # a group of one has no baseline, so its reasoning learns nothing
     valid = [ids for ids in said if ids[0] == said[0][0] and ids in said[:3]]
-    mass = torch.autograd.grad(sum(policy.chance(ids) for ids in valid), policy.logits)[0]
+    mass = torch.autograd.grad(torch.stack([policy.chance(v) for v in valid]).sum(), policy.logits)[
+        0
+    ]
     for ids in (said[3], said[6]):  # an action that is none, and no brackets at all
         batch = drawn(run, [ids])
         batch |= run.credit(policy, batch, [run.train_dataset[0]])

@@ -7,9 +7,11 @@ reward, so the value of the reasoning and the gradient of the answer need no dra
     gradient  (V - mean of the others' V) grad log p(reasoning) + sum_a (r_a - worst) grad p_a
               + rest grad log p(drawn answer)
 
-`worst` is what an invalid answer earns. `rest` is 0 for a written answer and r - worst for another
-one: 0 again where it is invalid, so that only an unusual spelling is left to chance. A completion
-that never comes to its answer is reasoning as a whole, with its own reward. The derivation is in
+`worst` is what an invalid answer earns. `rest` is what the completion earned above what the sum
+counts for it: nothing where a written answer or an invalid one was drawn, so that only an unusual
+spelling and second thoughts are left to chance. Where these turn up, `worst` is raised in all three
+places towards the written answers' mean, by what they earned in earlier steps. A completion that
+never comes to its answer is reasoning as a whole, with its own reward. The derivation is in
 docs/math.md. Leaves out which answers are written down (`written_answers`) and the forward pass
 (`answer_tree`).
 """
@@ -47,6 +49,10 @@ UNSUITED = {
 and the only value each may have."""
 
 
+MEMORY = 0.9  # of `odd_answers`, per generation batch
+TINY = 1e-30
+
+
 def against_the_others(values: torch.Tensor, group: int) -> torch.Tensor:
     """Return each value less the mean of the others of its group of `group` in a row; 0 if alone.
 
@@ -77,6 +83,9 @@ class ExactActions:
     _metrics: Any
     _publish_records: Any
     action_gradient: str = "sampled"
+    odd_answers: Sequence[float] = (0.0, 0.0)
+    """Of earlier answers that were not written down: what they earned above `worst`, and what the
+    written ones would have on average; checkpoints keep it."""
     _scored: Mapping[str, Any] | None = None
     _chances: torch.Tensor | None = None
 
@@ -128,10 +137,18 @@ class ExactActions:
             chances = self._score(model, batch | added, size).answers
         finally:
             model.train(training)
-        rest, worst = (
-            torch.tensor([getattr(a, n) for a in found], device=device) for n in ("rest", "worst")
+        worst, rest, odd = (
+            torch.tensor([float(getattr(a, n)) for a in found], device=device)
+            for n in ("worst", "rest", "odd")
         )
-        values = worst + (chances * added["gains"]).sum(1) + rest
+        mass = chances.sum(1)
+        mean = (chances * added["gains"]).sum(1) / mass.clamp(min=TINY)
+        level = mean * (mass > 0) * self._level()
+        added["gains"] -= level.unsqueeze(1) * (added["answers"][..., 0] != ABSENT)
+        odd = odd * (mass > 0)
+        values = worst + level + (chances * added["gains"]).sum(1) + rest - level * odd
+        self._remember((rest * odd).sum(), (mean * odd).sum())
+        rest = rest - level * odd
         for record, value in zip(records, values.tolist(), strict=True):
             record["expected_reward"] = value
         everyone = against_the_others(self.accelerator.gather(values), self.num_generations)
@@ -140,15 +157,26 @@ class ExactActions:
         columns = torch.arange(batch["completion_ids"].size(1), device=device)
         before = columns < added["decided"].unsqueeze(1)
         added["advantages"] = torch.where(before, own, rest.unsqueeze(1))
-        self._log_exact(values, chances, added, found)
+        valid = torch.tensor([float(r["action"] is not None) for r in records], device=device)
+        self._log_exact(values, mass, (mass > 0).float(), odd * valid)
         return added
+
+    def _level(self) -> float:
+        """How far from `worst` to the written answers' mean others came so far, 0 to 1."""
+        earned, mean = self.odd_answers
+        return min(max(earned / mean, 0.0), 1.0) if mean > 0 else 0.0
+
+    def _remember(self, earned: torch.Tensor, mean: torch.Tensor) -> None:
+        """Note what answers that were not written down earned, and what the others would have."""
+        sums = self.accelerator.gather(torch.stack([earned, mean])).view(-1, 2).sum(0).tolist()
+        pairs = zip(self.odd_answers, sums, strict=True)
+        self.odd_answers = [MEMORY * old + new for old, new in pairs]
 
     def _appraise(self, ids: Any, mask: Any, row: Mapping[str, Any], record: Any) -> Appraisal:
         kept, rewards_K = ids[mask.bool()].tolist(), rewards_of(row)
         return appraise(
             kept,
             record["reward"],
-            record["action"] is not None,
             answer_begins(kept, self.processing_class),
             self._written(row),
             rewards_K,
@@ -163,12 +191,11 @@ class ExactActions:
             cache[key] = written_answers(self.processing_class, self.reward.pattern, *key)
         return cache[key]
 
-    def _log_exact(self, values: Any, chances: Any, added: Any, found: Any) -> None:
-        came = (added["answers"][:, 0, 0] != ABSENT).float()
-        unlisted = torch.tensor([float(a.unlisted) for a in found], device=values.device)
-        sums = torch.stack([values.sum(), chances.sum(), came.sum(), unlisted.sum()])
+    def _log_exact(self, *by_row: torch.Tensor) -> None:
+        """Log of these [B] each: value, mass of written answers, whether it came there, odd."""
+        sums = torch.stack([row.sum() for row in by_row])
         value, mass, reached, odd = self.accelerator.gather(sums).view(-1, 4).sum(0).tolist()
-        rows = len(values) * self.accelerator.num_processes
+        rows = len(by_row[0]) * self.accelerator.num_processes
         metrics = self._metrics["train"]
         metrics["exact/value"].append(value / rows)
         metrics["exact/valid_mass"].append(mass / reached if reached else float("nan"))

@@ -289,6 +289,7 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
             "buffer": self._buffered_inputs,
             "step_time": self._current_train_step_time,
             "watch": self.watch.state(),
+            "odd_answers": list(self.odd_answers),
             "metrics": dict(self._metrics["train"]),
         }
 
@@ -297,6 +298,7 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
         self._buffered_inputs = state["buffer"]
         self._current_train_step_time = state["step_time"]
         self.watch.load(state["watch"])
+        self.odd_answers = state.get("odd_answers", self.odd_answers)
         self._metrics["train"].update(state["metrics"])
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:

@@ -1,8 +1,9 @@
 """Which answers can be written down after a completion's reasoning, and what each of them earns.
 
-One answer is tokens up to and with the one that ends the generation: `[3]<|return|>`. Whatever else
-could be said, with white space, a leading zero, other tokens for the same text or another message
-behind it, is not written down; the estimator in `exact_actions` leaves that to what was drawn.
+One answer is tokens up to and with the one that ends it: `[3]<|return|>`. After `[3]<|end|>` the
+model may go on and think better of it; it is written down all the same, with what it earns if not.
+Whatever else could be said, with white space, a leading zero or other tokens for the same text, is
+not; the estimator in `exact_actions` leaves that, and second thoughts, to what was drawn.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.training.answer_tree import ABSENT
 
 Answer = tuple[int, list[int]]
-"""An action, and the tokens that say it, with the one that ends the generation."""
+"""An action, and the tokens that say it, with the one that ends the message."""
 
 
 def written_answers(
     tokenizer: Any, pattern: re.Pattern[str], n_actions: int, names: Sequence[str] = ()
 ) -> list[Answer]:
-    """Return every answer that is written down, as the tokenizer writes it: `[k]<|return|>`.
+    """Return every answer that is written down, as the tokenizer writes it; none begins another.
 
     For each action its name (or number) in brackets, alone, and put in the place of the pattern's
-    group; of these the ones that are read as this action. Raises ConfigError if none is.
+    group; of these the ones that are read as this action, with each token that can end a message.
+    Raises ConfigError if there is none.
     """
     tokens = HarmonyTokens.from_tokenizer(tokenizer)
+    ends = (*tokens.stops, tokens.end)
     found: dict[tuple[int, ...], int] = {}
     for action in range(n_actions):
         label = names[action] if names else str(action)
@@ -42,9 +45,10 @@ def written_answers(
         for text in (f"[{label}]", label, re.sub(r"\\(.)", r"\1", literal)):
             ids = list(tokenizer(text=text, add_special_tokens=False)["input_ids"])
             read = Completion((Message("final", _decode(tokenizer, ids)),), "return")
-            plain = not set(ids) & {*tokens.stops, tokens.end}
+            plain = not set(ids) & set(ends)
             if plain and parse_action(read, n_actions, pattern, names).action == action:
-                found.setdefault((*ids, tokens.return_), action)
+                for end in ends:
+                    found.setdefault((*ids, end), action)
     if not found:
         raise ConfigError(
             f"action_gradient exact can write no answer that action_pattern {pattern.pattern!r} "
@@ -101,21 +105,24 @@ def worst_of(invalid_reward: InvalidReward, rewards_K: Sequence[float]) -> float
 
 @dataclass(frozen=True)
 class Appraisal:
-    """A completion as the estimator sees it: `gains` are what answers earn above `worst`."""
+    """A completion as the estimator sees it.
+
+    `decided` tokens come before its answer. `gains` are what the answers earn above `worst`; `rest`
+    is what it earned itself above what was written down for it, or above `worst` if nothing was:
+    then it is `odd`.
+    """
 
     decided: int
     answers: list[list[int]]
     gains: list[float]
     worst: float
     rest: float
-    unlisted: bool
-    """Whether it is a valid answer that was not written down."""
+    odd: bool
 
 
 def appraise(
-    ids: Sequence[int],
+    ids: list[int],
     reward: float,
-    valid: bool,
     begins: int | None,
     written: Sequence[Answer],
     rewards_K: Sequence[float],
@@ -129,15 +136,15 @@ def appraise(
     if begins is None:
         return Appraisal(len(ids), [], [], worst, reward - worst, False)
     fitting = [(action, answer) for action, answer in written if begins + len(answer) <= longest]
-    answers = [answer for _, answer in fitting]
-    listed = list(ids[begins:]) in answers
+    said = [action for action, answer in fitting if ids[begins : begins + len(answer)] == answer]
+    known = rewards_K[said[0]] if said else worst
     return Appraisal(
         begins,
-        answers,
+        [answer for _, answer in fitting],
         [rewards_K[action] - worst for action, _ in fitting],
         worst,
-        0.0 if listed else reward - worst,
-        valid and not listed,
+        reward - known,
+        not said,
     )
 
 
