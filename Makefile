@@ -40,6 +40,7 @@ bench: env
 	$(BIN)/python benchmarks/startup.py --out benchmarks/results
 	$(BIN)/python benchmarks/shared_prompts.py --out benchmarks/results
 	$(BIN)/python benchmarks/zero_signal.py --out benchmarks/results
+	$(BIN)/python benchmarks/prepare_data.py --out benchmarks/results
 	$(BIN)/python benchmarks/goals.py
 
 check: env
