@@ -61,6 +61,15 @@ def test_only_what_something_needs_is_looked_for(monkeypatch):
     assert sources(tracked) == {"WANDB_API_KEY": ("Colab secrets", "y")}
 
 
+def test_the_judges_key_is_for_openai_or_was_given_for_another(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk")
+    judged = {"model": "tiny", "reward": ["rubric"], "judge_model": "j"}
+    own = {**judged, "judge_url": "http://localhost:8000/v1"}
+    assert sources(SessionSettings(**judged)) == {"OPENAI_API_KEY": ("environment", "sk")}
+    assert sources(SessionSettings(**own)) == {}
+    assert sources(SessionSettings(**own, openai_api_key="k"))["OPENAI_API_KEY"] == ("config", "k")
+
+
 def test_what_is_not_found_is_said_without_a_value(monkeypatch):
     colab(monkeypatch, {})
     found, notes = find_credentials(SessionSettings(**HUB, wandb_api_key="w_secret"))

@@ -15,7 +15,11 @@ from gptoss_tools.models.names import TINY
 from gptoss_tools.notebook.settings import SessionSettings
 
 DRIVE = Path("/content/drive")
-VARIABLES = {"hf_token": "HF_TOKEN", "wandb_api_key": "WANDB_API_KEY"}
+VARIABLES = {
+    "hf_token": "HF_TOKEN",
+    "wandb_api_key": "WANDB_API_KEY",
+    "openai_api_key": "OPENAI_API_KEY",
+}
 """The setting of each credential, and the variable where its library looks for it."""
 
 
@@ -58,11 +62,15 @@ def find_credentials(config: SessionSettings) -> tuple[list[Credential], list[st
 
 def _needed(config: SessionSettings) -> list[str]:
     """The credentials that something in this session may ask for."""
-    from_hub = config.model != TINY and not Path(config.model).is_dir()
-    return [
-        *(["hf_token"] if from_hub else []),
-        *(["wandb_api_key"] if config.report_to == "wandb" else []),
-    ]
+    own_judge = config.judge_url is not None and config.openai_api_key is None
+    needs = {
+        "hf_token": config.model != TINY and not Path(config.model).is_dir(),
+        "wandb_api_key": config.report_to == "wandb",
+        # A judge of one's own mostly has no key, and OpenAI's is not for it.
+        "openai_api_key": judged
+        and (config.judge_url is None or config.openai_api_key is not None),
+    }
+    return [setting for setting, needed in needs.items() if needed]
 
 
 def _colab_secret(name: str) -> str | None:

@@ -142,20 +142,19 @@ class Session:
                 tiny_path(cache_dir(), on_progress=show)
 
     def _policy(self) -> Policy:
-        settings, prepared = self.config, self.claimed.prepared
-        if self.run.checkpoints() or self.run.outcome:
-            source = find_source(self.run.path)
-            return load_policy(source, model=settings, cache_dir=cache_dir(), load=self.base)
-        model = self.base(
-            prepared.model,
-            dtype=settings.dtype,
-            attn_implementation=settings.attn_implementation,
-            experts_implementation=settings.experts_implementation,
-            device=settings.device,
+        prepared = self.claimed.prepared
+        trained = bool(self.run.checkpoints() or self.run.outcome)
+        source = Source(prepared.model, None, f"untrained, on {self.config.model}")
+        policy = load_policy(
+            find_source(self.run.path) if trained else source,
+            model=prepared.settings,
+            cache_dir=cache_dir(),
+            load=self.base,
         )
-        set_seed(settings.seed)
-        fresh = attach_adapter(model, settings).eval()
-        return Policy(fresh, self.tokenizer, Source(prepared.model, None, "untrained"))
+        if not trained:
+            set_seed(prepared.settings.seed)
+            policy.model = attach_adapter(policy.model, prepared.settings).eval()
+        return policy
 
 
 def prepare_session(config: TrainSettings) -> Session:

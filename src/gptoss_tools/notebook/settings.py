@@ -55,6 +55,9 @@ class SessionSettings(TrainSettings):
     wandb_api_key: SecretStr | None = Field(
         None, exclude=True, description="Key of Weights & Biases; kept out of everything."
     )
+    openai_api_key: SecretStr | None = Field(
+        None, exclude=True, description="Key of the judge; kept out of everything."
+    )
 
     def __init__(self, **values: Any) -> None:
         """Raise ConfigError, in one sentence, for an unknown name or a wrong value."""

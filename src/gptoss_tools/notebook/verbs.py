@@ -53,7 +53,7 @@ def _run(config: SessionSettings, session: Session, on_step: Callable[[Progress]
     old = session.config.training()
     differ = changed_settings(*(s.model_dump(mode="json") for s in (old, new)))
     differ = differ or new.data != old.data
-    if not begun and config == session.config:
+    if not begun and config == session.config and run.config_path.exists():
         return train_claimed(session.claimed, on_step=on_step)
     if not begun:
         run.abandon()
@@ -76,14 +76,15 @@ def quick_test(config: TrainSettings, session: Session, test_question: str | Non
     """Ask the session's model one question and return what it answers to the user.
 
     Without a question it is the settings' own, the first held-out prompt or the first of all.
-    Greedy. Shows every channel of the answer and, for a decision, the action.
+    Greedy. Shows every channel of the answer.
     """
     config = SessionSettings.of(config)
     rows = session.test_dataset if session.test_dataset is not None else session.train_dataset
     question = test_question or config.test_question or rows[0]["prompt"]
     decoding = DecodingSettings.model_validate({"max_new_tokens": config.max_completion_length})
     with session.at_work():
-        [answer] = session.sampler.answer([question], decoding=decoding, prompt=config)
+        settings = session.claimed.prepared.settings  # its date, as in training
+        [answer] = session.sampler.answer([question], decoding=decoding, prompt=settings)
     session.display.result(f"{session.sampler.source.label}\n{answer.completion.transcript()}")
     return answer.completion.final or ""
 
