@@ -67,8 +67,7 @@ def _needed(config: SessionSettings) -> list[str]:
         "hf_token": config.model != TINY and not Path(config.model).is_dir(),
         "wandb_api_key": config.report_to == "wandb",
         # A judge of one's own mostly has no key, and OpenAI's is not for it.
-        "openai_api_key": judged
-        and (config.judge_url is None or config.openai_api_key is not None),
+        "openai_api_key": "rubric" in config.reward and not own_judge,
     }
     return [setting for setting, needed in needs.items() if needed]
 
