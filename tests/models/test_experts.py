@@ -65,15 +65,6 @@ def test_auto_packs_where_it_must_or_where_packing_doubles_the_room(memory, free
     assert bool(choice.note) == (expected == "packed")
 
 
-def test_auto_leaves_a_model_dequantised_whose_activations_are_what_does_not_fit(memory, tiny):
-    config: Any = read_config(tiny)
-    memory(0.1)
-    choice = weigh_experts(
-        "auto", config, CPU, torch.float32, obstacle=None, for_training=True, tokens=80_000
-    )
-    assert choice.bytes_needed > 0.1e9 and choice.held == "dequantized"
-
-
 def test_the_decision_is_pinned_in_the_settings_and_said(memory):
     memory(24)
     settings, notes = pin_experts(given(dtype="bfloat16"), twenty(), CPU, tokens=5000)
@@ -142,6 +133,15 @@ def test_a_mixlora_of_form_parallel_alone_goes_with_packed_experts(memory, form)
 def folder(random_model, tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("experts") / "model"
     return write_checkpoint(random_model, random_model.config, path, tokenizer=tokenizer)
+
+
+def test_auto_leaves_a_model_dequantised_whose_activations_are_what_does_not_fit(memory, folder):
+    config: Any = read_config(folder)
+    memory(0.1)
+    choice = weigh_experts(
+        "auto", config, CPU, torch.float32, obstacle=None, for_training=True, tokens=80_000
+    )
+    assert choice.bytes_needed > 0.1e9 and choice.held == "dequantized"
 
 
 def test_a_model_is_loaded_as_asked_with_the_same_logits(folder, memory):

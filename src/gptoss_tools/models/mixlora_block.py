@@ -79,9 +79,9 @@ class ProjectionsBlock(RoutedBlock):
 class ParallelBlock(RoutedBlock):
     """Routed LoRA beside the whole FFN: f(x) + sum_k R_k(x) B_k A_k x, as in PERFT-R.
 
-    It needs nothing of the FFN but its output, so any FFN will do, packed experts too. Those have
-    no backward pass, so their training is refused: the gradient around the FFN alone would be
-    wrong, not merely incomplete (arXiv 2411.08212).
+    It needs nothing of the FFN but its output, so any FFN will do, packed experts too. Kernels
+    without a backward pass, as transformers has for those, are refused in training: the gradient
+    around the FFN alone would be wrong, not merely incomplete (arXiv 2411.08212).
     """
 
     def __init__(self, config: MixLoraConfig, hidden: int, layer: int, recorder: Recorder):
@@ -96,7 +96,7 @@ class ParallelBlock(RoutedBlock):
         if x.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             raise ConfigError(
                 "the base's experts pass no gradient on, so nothing below them could be trained",
-                hint="load the base dequantised to train; packed experts serve inference",
+                hint="load the base with load_model(..., for_training=True)",
             )
         routing = self.route(x)
         shares = routing.shares(x.dtype).sum(-2).unsqueeze(-1)  # [..., _N, 1]
