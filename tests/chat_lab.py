@@ -76,18 +76,20 @@ def tokenizer(family: str = "qwen", template: str | None = None) -> PreTrainedTo
     return fast
 
 
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+
+
 def model(family: str, vocabulary: int, seed: int = 0) -> torch.nn.Module:
     """Two layers with random weights."""
-    sizes = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.3,
-    }
+    sizes = {**SIZES, "vocab_size": vocabulary}
     torch.manual_seed(seed)
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(**sizes))

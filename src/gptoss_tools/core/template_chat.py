@@ -130,7 +130,8 @@ class TemplateChat(TemplatePrompts):
             stops[token] = "return"
         ends: Any = getattr(generation_config, "eos_token_id", None)
         listed: list[Any] = list(ends) if isinstance(ends, Sequence) else [ends]
-        for end in (self.tokenizer.eos_token_id, *listed):
+        known: list[Any] = [self.tokenizer.eos_token_id, *listed]
+        for end in known:
             if end is not None:
                 stops.setdefault(int(end), "endoftext")
         if not stops:
