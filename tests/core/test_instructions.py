@@ -115,6 +115,15 @@ def test_prompts_and_completions_may_be_texts_messages_or_harmony(tmp_path):
     ]
 
 
+def test_a_prepared_table_teaches_its_references(tmp_path):
+    rows = [{"prompt": TALK[:2], "answer": "x", "reference": "Hello", "id": "1"}]
+    found = load_instructions(write(tmp_path / "a.jsonl", rows)).examples
+    assert found == [Conversation(tuple(TALK[:3]))]
+    rows[0]["reference"] = None
+    with pytest.raises(DataError, match="row 1, column reference: the cell is empty"):
+        load_instructions(write(tmp_path / "a.jsonl", rows))
+
+
 def test_the_best_action_of_a_decision_table_is_its_answer(tmp_path):
     rows = [
         {"prompt": HARMONY, "q_action_0": -1.0, "q_action_1": -0.5, "actions": ""},

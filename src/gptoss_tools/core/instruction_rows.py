@@ -5,6 +5,7 @@
     prompt-completion  `prompt`, `completion`: two texts, two lists of messages, or Harmony and text
     alpaca             `instruction`, `output`, and maybe `input`; any others are ignored
     decisions          `prompt` and values per action: the best action is the answer
+    prompts            `prompt`, `reference`: what prepare-data writes
 
 `auto` takes the first whose columns a file has. Decision tables are read whole:
 core.instructions.
@@ -13,6 +14,7 @@ core.instructions.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ COLUMNS: dict[str, Sequence[str]] = {
     "prompt-completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "decisions": ("prompt", "q_action_*|reward_action_*|q|rewards"),
+    "prompts": ("prompt", "reference"),
 }
 
 
@@ -98,15 +101,17 @@ def _alpaca(cells: dict[str, Any], row: str, turns: str) -> Iterator[Example]:
     )
 
 
-def _prompt_completion(cells: dict[str, Any], row: str, turns: str) -> Iterator[Example]:
+def _prompt_completion(
+    cells: dict[str, Any], row: str, turns: str, answers: str = "completion"
+) -> Iterator[Example]:
     before = as_messages(cells["prompt"])
     if before is not None:
-        after = as_messages(cells["completion"])
+        after = as_messages(cells[answers])
         if after is None:
-            after = [{"role": "assistant", "content": _text(cells, "completion", row)}]
+            after = [{"role": "assistant", "content": _text(cells, answers, row)}]
         yield from _conversation([*before, *after], f"{row}, column prompt", "last")
         return
-    prompt, answer = _text(cells, "prompt", row), _text(cells, "completion", row)
+    prompt, answer = _text(cells, "prompt", row), _text(cells, answers, row)
     if not is_harmony(prompt):
         yield Instruction(prompt, "", answer)
     elif not prompt.endswith(GENERATION_PROMPT):
@@ -123,6 +128,7 @@ def _messages(cells: dict[str, Any], row: str, turns: str) -> Iterator[Example]:
 READERS: dict[str, Callable[[dict[str, Any], str, str], Iterator[Example]]] = {
     "messages": _messages,
     "prompt-completion": _prompt_completion,
+    "prompts": functools.partial(_prompt_completion, answers="reference"),
     "alpaca": _alpaca,
 }
 

@@ -44,6 +44,8 @@ def load_instructions(
     *,
     data_format: str = "auto",
     split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
     turns: str = "all",
     max_examples: int | None = None,
     seed: int = 42,
@@ -52,7 +54,7 @@ def load_instructions(
     rendered: bool = True,
     **harmony: Any,
 ) -> Instructions:
-    """Read the examples of files, folders and globs, or of a Hub dataset's `split`.
+    """Read the examples of files, folders and globs, or of a Hub dataset's `split` and `subset`.
 
     `turns`: every answer of a conversation is an example ("all"), or its last one ("last").
     `max_examples` draws that many at random under `seed`. The prompts of decision tables come
@@ -61,7 +63,8 @@ def load_instructions(
     """
     paths = [paths] if isinstance(paths, str) else paths
     found = Instructions([], [])
-    for where, frames in read_sources(paths, split=split, encoding=encoding, delimiter=delimiter):
+    part = {"split": split, "subset": subset, "revision": revision}
+    for where, frames in read_sources(paths, **part, encoding=encoding, delimiter=delimiter):
         first_row = 1
         for frame in frames:
             kind = format_of(map(str, frame.columns), data_format, where)

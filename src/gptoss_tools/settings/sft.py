@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gptoss_tools.settings.groups import ModelSettings, Positive, PromptSettings, TableSettings
+from gptoss_tools.settings.groups import (
+    HubDataSettings,
+    ModelSettings,
+    Positive,
+    PromptSettings,
+    TableSettings,
+)
 from gptoss_tools.settings.remote import RemoteSettings
 from gptoss_tools.settings.training import (
     AdapterSettings,
@@ -26,6 +32,7 @@ class SftSettings(
     AdapterSettings,
     ModelSettings,
     PromptSettings,
+    HubDataSettings,
     TableSettings,
 ):
     """train-sft."""
@@ -35,10 +42,9 @@ class SftSettings(
         description="Files (CSV, JSON, JSONL, Parquet), folders or globs, or a Hub dataset "
         "owner/name.",
     )
-    split: str = Field("train", description="Split of a Hub dataset.")
-    data_format: Literal["auto", "alpaca", "messages", "prompt-completion", "decisions"] = Field(
-        "auto", description="What the columns hold (auto: told by their names; docs/sft.md)."
-    )
+    data_format: Literal[
+        "auto", "alpaca", "messages", "prompt-completion", "prompts", "decisions"
+    ] = Field("auto", description="What the columns hold (auto: told by their names; docs/sft.md).")
     turns: Literal["all", "last"] = Field(
         "all", description="Learn every answer of a conversation, or its last one."
     )

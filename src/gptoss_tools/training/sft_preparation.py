@@ -254,6 +254,8 @@ def _read(
         [_found(path, home) for path in paths],
         data_format=settings.data_format,
         split=settings.split,
+        subset=settings.subset,
+        revision=settings.revision,
         turns=settings.turns if settings.completion_only_loss else "last",
         max_examples=max_examples,
         seed=settings.seed,
