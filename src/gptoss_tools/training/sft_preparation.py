@@ -20,9 +20,8 @@ from gptoss_tools.core.instructions import Instructions, load_instructions
 from gptoss_tools.core.prompter import HarmonyPrompter, Prompter, choose_prompter
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, MachineError
+from gptoss_tools.models.chats import reads_harmony
 from gptoss_tools.models.experts import pin_experts
-from gptoss_tools.models.chats import reads_harmony
-from gptoss_tools.models.chats import reads_harmony
 from gptoss_tools.models.loading import (
     choose_attention,
     load_tokenizer,
