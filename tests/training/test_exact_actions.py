@@ -75,7 +75,7 @@ class Toy(nn.Module):
         return SimpleNamespace(log_probs=logps, entropy=torch.zeros_like(logps))
 
 
-def furnish(folder, texts: list[str]):
+def furnish(folder, texts: list[str], **changes):
     """A trainer of eleven actions, a policy that says these texts, and their tokens."""
     tokenizer = lab.byte_tokenizer()
     said = [tokenizer(text=text)["input_ids"] for text in texts]
@@ -87,6 +87,7 @@ def furnish(folder, texts: list[str]):
         invalid_reward=-0.5,
         num_generations=2,
         max_completion_length=max(map(len, said)),  # [10] cannot end behind a thought
+        **changes,
     )
     assert len(said[8]) == run.max_completion_length
     run.current_gradient_accumulation_steps = 1
