@@ -119,6 +119,7 @@ def asked_table(
         reasoning_effort=settings.reasoning_effort,
         model_identity=settings.model_identity,
         actions=settings.actions,
+        values=False,
         prompts=prompts_for(
             source.base,
             date=settings.date,
@@ -131,6 +132,8 @@ def asked_table(
 def said_action(answer: Answer, names: Sequence[str]) -> str:
     """Return an answer's action as people read it: its index, its name, or why there is none."""
     action = answer.decision.action
+    if action is None and answer.decision.reason == "ok":
+        return "nothing to choose"
     if action is None:
         return f"none ({answer.decision.reason.value})"
     return f"{action} ({names[action]})" if names else str(action)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.actions import INVALID_REASONS
+from gptoss_tools.core.actions import INVALID_REASONS, Reason
 from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.errors import DataError
 from gptoss_tools.evaluation.outcomes import mean
@@ -71,7 +71,7 @@ def score(answers: Iterable[Answer], table: DecisionTable) -> dict[str, Any]:
     shares = np.bincount(chosen[valid], minlength=int(table.n_actions.max())) / max(valid.sum(), 1)
     result: dict[str, Any] = {
         "rows": len(answers),
-        "invalid": float(1 - valid.mean()),
+        "invalid": float(1 - np.mean([d.reason == Reason.OK for d in decisions])),
         "invalid_by_reason": {str(r): reasons[r] / len(answers) for r in INVALID_REASONS},
         "action_shares": [float(share) for share in shares],
         "tokens": float(np.mean([answer.tokens for answer in answers])),
