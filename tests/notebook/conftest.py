@@ -22,7 +22,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab(tmp_path_factory) -> Path:
     """Model, table and `straight`, a run of six steps that the library trained by itself."""
     folder = run_lab.furnish(tmp_path_factory.mktemp("lab"))

@@ -100,6 +100,7 @@ def test_the_command_line_goes_on_with_what_a_session_began(lab, config):
     assert run_lab.same_bits(outcome.adapter, lab / "straight/adapter")
 
 
+@pytest.mark.slow
 def test_two_sessions_in_one_kernel_do_not_disturb_each_other(lab, config):
     """Alone, and step about: each stops twice while the other goes on, and dice roll between."""
     other = {"seed": 7, "lora_r": 4, "learning_rate": 0.02, "dtype": "bfloat16"}

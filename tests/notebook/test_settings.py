@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from pydantic import Field
 
 from gptoss_tools.errors import ConfigError
+from gptoss_tools.load import COMMAND_SETTINGS, load
 from gptoss_tools.notebook import SessionSettings
 from gptoss_tools.notebook.settings import ELSEWHERE
 from gptoss_tools.settings import TrainSettings
+from gptoss_tools.training import configuring
 from gptoss_tools.training.configuring import make_config
 
 
@@ -66,3 +71,28 @@ def test_a_parameter_that_trl_does_not_have_is_refused_with_the_near_miss():
     with pytest.raises(ConfigError) as caught:
         make_config(config.training(), "unused")
     assert caught.value.hint == "did you mean adam_beta2?"
+
+
+def test_the_training_parameter_of_contributing_gets_everything_a_setting_has(
+    repository, monkeypatch, tmp_path
+):
+    text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## A training parameter, in one place")[1].split("\n## ")[0]
+    [block] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    # The group stands for the whole: its fields are added to those of train-grpo.
+    names = {"Settings": TrainSettings, "Field": Field}
+    exec(compile("from __future__ import annotations\n" + block, "CONTRIBUTING.md", "exec"), names)
+    extended = names["GrpoLossSettings"]
+    monkeypatch.setitem(COMMAND_SETTINGS, "train-grpo", extended)
+    monkeypatch.setattr(configuring, "SAME_NAME", [*configuring.SAME_NAME, "delta"])
+
+    def delta(**sources):
+        loaded = load(extended, "train-grpo", **{"environ": {}, **sources}).settings
+        return make_config(loaded.model_copy(update={"device": "cpu"}), "unused").delta
+
+    assert delta() is None
+    assert delta(environ={"GPTOSS_DELTA": "1.5"}) == 1.5
+    assert delta(flags={"delta": 1.75}, environ={"GPTOSS_DELTA": "1.5"}) == 1.75
+    (tmp_path / "gptoss.toml").write_text("[train-grpo]\ndelta = 1.25\n")
+    assert delta() == 1.25
+    assert make_config(extended(delta=2.0, device="cpu"), "unused").delta == 2.0
