@@ -77,6 +77,7 @@ class ExactActions:
     reward: Any
     share_prompts: bool
     loss_type: str
+    epsilon_high: float
     max_completion_length: int
     num_generations: int
     current_gradient_accumulation_steps: int
@@ -252,4 +253,6 @@ class ExactActions:
         else:  # dapo, cispo: the tokens of the generation batch, over all processes
             whole = inputs["num_items_in_batch"].clamp(min=1).expand_as(lengths)
             share = self.accelerator.num_processes * self.args.steps_per_generation / whole
+        if self.loss_type == "cispo":  # whose cap on ratios is absolute, and may be below 1
+            share = share * min(1.0, self.epsilon_high)
         return share / micro_steps
