@@ -288,6 +288,51 @@ def test_every_row_that_is_left_out_is_counted_with_its_reason_and_the_first_pla
     assert report["settings"]["seed"] == 42 and done.report.kept == 1
 
 
+cells = st.one_of(
+    st.none(),
+    st.text(max_size=8),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.lists(st.one_of(st.text(max_size=3), st.none()), max_size=2),
+    st.dictionaries(st.sampled_from(["role", "content", "description", "weight"]), st.text()),
+    st.just([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
+    st.just("#### 4"),
+    st.just("1. Is short. [Hard Rule]"),
+)
+shapes = st.sampled_from(
+    [
+        ("instruction", "rubric", "winner", "response_a", "response_b"),
+        ("question", "reference_answer", "rubric", "rubric_list", "id"),
+        ("question", "answer", "source"),
+        ("messages", "prompt", "reference"),
+        ("prompt", "completion", "rubric"),
+        ("instruction", "input", "output", "answer"),
+        ("prompt", "answer", "reference", "rubric"),
+        ("prompt", "q_action_0", "q_action_1"),
+    ]
+)
+
+
+@given(shapes, st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_the_cells_every_row_is_prepared_or_counted(columns, data):
+    rows = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(columns, cells)), max_size=6))
+    kept = {name: f"{name} {n}" for n, name in enumerate(columns)}
+    good = {**kept, "messages": [{"role": "user", "content": "q"}] * 1}
+    good |= {"answer": "#### 1", "rubric": "1. Is short.", "winner": "A", "source": "made up"}
+    good["messages"] = [*good["messages"], {"role": "assistant", "content": "a"}]
+    rows.append({name: good[name] for name in columns})
+    found = prepare_rows(rows, PrepareRowSettings(train_fraction=0.5, max_examples=3))
+    report = found.report
+    dropped = sum(entry.rows for entry in report.dropped.values())
+    assert report.read == len(rows) == report.kept + dropped
+    assert report.kept == report.train + report.test + report.beyond_max_examples
+    assert (len(found.train), len(found.test)) == (report.train, report.test)
+    assert 1 <= report.train + report.test == min(3, report.kept)
+    json.dumps([found.train, found.test], allow_nan=False)
+
+
 def test_strict_stops_at_rows_that_would_be_left_out():
     with pytest.raises(DataError, match=r"4 of 5 rows must be left out: 2 no question \(first: a"):
         run(lines("a.jsonl", BROKEN), strict=True)
@@ -339,3 +384,6 @@ def test_a_broken_line_names_its_file_and_row():
     Path("a.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question"\n')
     with pytest.raises(DataError, match=r"a\.jsonl row 2 is not JSON"):
         run("a.jsonl")
+    Path("a.json").write_text(json.dumps([GSM[0], {**GSM[1], "note": "\ud800"}]))
+    with pytest.raises(DataError, match=r"a\.json row 2: half of a surrogate pair"):
+        run("a.json")

@@ -172,6 +172,7 @@ def test_prompts_and_completions_may_be_harmony_text():
 def test_tables_of_values_pass_through_as_they_are():
     row = {"prompt": HARMONY, "q_action_0": 0.1, "q_action_1": 2, "actions": ["a", "b"], "x": None}
     assert one(row) == row
+    assert one({**row, "q_action_0": float("-inf")})["q_action_0"] == "-inf"  # as JSON can say it
     listed = {"prompt": asked("go"), "q": [1.5, 2.5], "episode": "e1"}
     assert one(listed) == listed
     with pytest.raises(ConfigError, match="row 1: a table with values per action goes through"):

@@ -133,11 +133,7 @@ def openrubrics(cells: Mapping[str, Any]) -> PromptRow:
 @data_format("rar", ("question", "reference_answer", "rubric|rubric_list"))
 def rar(cells: Mapping[str, Any]) -> PromptRow:
     """Rubrics as Rewards: a question, a reference answer, weighted rubric items."""
-    rubric = cells.get("rubric")
-    if isinstance(rubric, dict):  # `datasets` may turn a list of objects into an object of lists
-        rubric = [
-            dict(zip(rubric, item, strict=True)) for item in zip(*rubric.values(), strict=True)
-        ]
+    rubric = _as_objects(cells.get("rubric"))
     if is_empty(rubric):
         rubric = cells.get("rubric_list")
     return PromptRow(
@@ -210,6 +206,16 @@ def _prompt(cells: Mapping[str, Any]) -> Any:
 
 def _rubric(cell: Any) -> Any:
     return "" if is_empty(cell) else cell
+
+
+def _as_objects(cell: Any) -> Any:
+    """A list of objects, which `datasets` may have turned into an object of lists."""
+    if not isinstance(cell, dict):
+        return cell
+    parts = list(cell.values())
+    if not all(isinstance(p, list) for p in parts) or len({len(p) for p in parts}) > 1:
+        raise Unusable("unreadable rubric", "an object, not a list of items")
+    return [dict(zip(cell, item, strict=True)) for item in zip(*parts, strict=True)]
 
 
 def _of_example(kind: str, cells: Mapping[str, Any]) -> PromptRow:

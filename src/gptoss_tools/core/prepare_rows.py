@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def _scalar(cell: Any) -> Any:
     """A cell that any table can hold, None for all others and for nothing."""
     if isinstance(cell, datetime.date):
         return cell.isoformat()
-    if isinstance(cell, float) and cell != cell:
+    if isinstance(cell, float) and not math.isfinite(cell):
         return None
     return cell if isinstance(cell, str | bool | int | float) else None
 

@@ -119,7 +119,8 @@ def _frames(path: Path, encoding: str, delimiter: str) -> Iterator[pd.DataFrame]
         yield from read_chunks(path, encoding=encoding, delimiter=delimiter, chunk_rows=CHUNK_ROWS)
         return
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig" if encoding == "utf-8" else encoding))
+        text = path.read_text(encoding="utf-8-sig" if encoding == "utf-8" else encoding)
+        rows = json.loads(text)
     except (OSError, ValueError) as error:
         hint = "one object per line is JSONL: name such a file .jsonl"
         raise DataError(f"{path} cannot be read as JSON: {first_line(error)}", hint) from error
@@ -128,5 +129,11 @@ def _frames(path: Path, encoding: str, delimiter: str) -> Iterator[pd.DataFrame]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"{path} row {number} is not a JSON object")
+        if "\\ud" in text.lower():  # maybe half of a surrogate pair, which no file can hold
+            try:
+                json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                said = "half of a surrogate pair is no character"
+                raise DataError(f"{path} row {number}: {said}") from None
     columns = dict.fromkeys(name for row in rows for name in row)
     yield pd.DataFrame({name: objects([row.get(name) for row in rows]) for name in columns})
