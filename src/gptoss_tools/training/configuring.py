@@ -147,7 +147,7 @@ def build_dataset(
         raise DataError(
             f"{table.where(0)}: there are no reward_action columns", hint="run gptoss calc-reward"
         )
-    lengths = [len(ids) for ids in tokenize(tokenizer, list(table.prompts))]
+    lengths = token_counts(tokenizer, table.prompts)
     keep = [i for i, length in enumerate(lengths) if length <= settings.max_prompt_length]
     dropped = len(lengths) - len(keep)
     if dropped and settings.long_prompts == "error":
@@ -189,6 +189,12 @@ def phases_of(dataset: datasets.Dataset) -> list[str]:
     if "phase" not in dataset.column_names:
         return []
     return sorted(phase for phase in set(dataset["phase"]) if phase is not None)
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
+    """How many tokens each prompt has, without ever holding the ids of all: 15 times the text."""
+    some = (prompts[begin : begin + 1000] for begin in range(0, len(prompts), 1000))
+    return [len(ids) for part in some for ids in tokenize(tokenizer, part)]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:

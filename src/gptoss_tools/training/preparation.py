@@ -48,7 +48,7 @@ from gptoss_tools.models.machine import (
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.rewards.combined import Rewards, needed, reads_only_values
 from gptoss_tools.settings import RewardSettings, TrainSettings
-from gptoss_tools.training.configuring import build_dataset, make_config, tokenize
+from gptoss_tools.training.configuring import build_dataset, make_config, token_counts
 from gptoss_tools.training.heldout import overlap
 from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
@@ -247,7 +247,7 @@ def _held_out(
             f"{', '.join(settings.eval_data)} holds no q_action columns to measure regret by",
             hint="name other tables with --eval-data",
         )
-    lengths = [len(ids) for ids in tokenize(tokenizer, table.prompts)]
+    lengths = token_counts(tokenizer, table.prompts)
     if room is not None and max(lengths) >= room:
         row = lengths.index(max(lengths))
         raise DataError(
