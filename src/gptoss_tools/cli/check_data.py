@@ -46,7 +46,7 @@ def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
         raise DataError(f"{found} problem{'s' if found > 1 else ''} in the tables")
     # The default holds held-out tables too, which are not for training; so does a prepared folder.
     named = [f" --data {path}" for path in settings.paths if "paths" in loaded.explicit]
-    if prompts:
+    if prompts or any(Path(path).stem == "train" for path in rows):
         named = [f" --data {path}" for path in rows if Path(path).stem != "test"]
     chosen = " --reward NAME (gptoss rewards lists them)" if prompts else ""
     out.hint("gptoss train-grpo" + "".join(named) + chosen)
