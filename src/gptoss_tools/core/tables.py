@@ -29,7 +29,7 @@ from gptoss_tools.errors import ConfigError, DataError
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
-_BLOCK_BYTES = (4 << 20, 256 << 20)  # of CSV; the second where a row is larger than the first
+_BLOCK_BYTES = (4 << 20, 64 << 20)  # of CSV; the second where a row is larger than the first
 _CHUNK_BYTES = 32 << 20  # of JSONL and Parquet, whose rows may be of any size
 _BUFFER_BYTES = 1 << 20
 _SAMPLE_ROWS = 64  # tell how large the rows of a Parquet file are
