@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from typing import Any
 
 import grpo_lab as lab
 import pytest
+import run_lab
 import torch
 from test_exact_actions import FINAL, SAID, THOUGHT, drawn, furnish
 
@@ -240,3 +242,14 @@ def test_sequence_level_ratios_and_unknown_rewards_are_refused(tmp_path):
         run_of(tmp_path, trainer={"importance_sampling_level": "sequence"})
     with pytest.raises(DataError, match="row 3 has no reward for action 1"):
         rewards_of({"row": 2, "n_actions": 2, "reward_action_0": 1.0, "reward_action_1": None})
+
+
+def test_completions_csv_has_a_column_for_the_expected_reward(tmp_path):
+    folder = run_lab.furnish(tmp_path)
+    wanted = {"reward": "decision", "invalid_reward": "worst", "max_steps": 1, "save_steps": 1}
+    run_lab.run(folder, action_gradient="exact", **wanted)
+    with (folder / "run" / "completions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    # noise never comes to an answer, and then what is expected is what was earned
+    assert len(rows) == 8
+    assert all(row["expected_reward"] == row["reward"] == "0.0" for row in rows)

@@ -100,13 +100,15 @@ class Strip:
         self.where += range(len(self.ids) - (end - begin), len(self.ids))
         self.back += [(row, column) for column in range(begin, end)]
 
-    def visible(self, width: int) -> torch.Tensor:
+    def visible(self, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return bool[width, width]: whether the second place is on the first one's path."""
         kin = torch.zeros(len(self.lineage), len(self.lineage), dtype=torch.bool)
         for number, seen in enumerate(self.lineage):
             kin[number, seen] = True
-        segments, positions = torch.tensor(self.segments), torch.tensor(self.positions)
-        out = torch.zeros(width, width, dtype=torch.bool)
+        kin = kin.to(device)
+        segments = torch.tensor(self.segments, device=device)
+        positions = torch.tensor(self.positions, device=device)
+        out = torch.zeros(width, width, dtype=torch.bool, device=device)
         n = len(self.ids)
         out[:n, :n] = kin[segments][:, segments] & (positions <= positions.unsqueeze(1))
         return out
@@ -232,7 +234,7 @@ def _masks(
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """Return [n, 1, S, S] for each kind of layer, 0 or the least number."""
-    seen = torch.stack([strip.visible(width) for strip in strips]).to(device)
+    seen = torch.stack([strip.visible(width, device) for strip in strips])
     near = seen
     if window is not None:
         positions = _padded([strip.positions for strip in strips], width, 0).to(device)

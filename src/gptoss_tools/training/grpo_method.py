@@ -24,7 +24,8 @@ def build(sitting: Sitting) -> DecisionTrainer:
     completions = None
     if prepared.is_main and settings.log_completions:
         path = Path(settings.completion_log_path or run.completions_path)
-        completions = CompletionLog(path, sitting.segment, names_of(settings))
+        more = ["expected_reward"] if settings.action_gradient == "exact" else []
+        completions = CompletionLog(path, sitting.segment, names_of(settings), more)
     held_out = None
     if prepared.held_out is not None:
         measure = HeldOutReward if by_reward(prepared.held_out) else HeldOut

@@ -164,13 +164,15 @@ class Metrics(TrainerCallback):
 class CompletionLog:
     """completions.csv: a header once, then rows, flushed with every call. For rank 0 only.
 
-    Several `rewards` have a column each.
+    Several `rewards` have a column each; `more` are names of others behind them.
     """
 
-    def __init__(self, path: Path, segment: int, rewards: Sequence[str] = ()):
+    def __init__(
+        self, path: Path, segment: int, rewards: Sequence[str] = (), more: Sequence[str] = ()
+    ):
         self.path, self.segment = path, segment
         own = [f"reward_{name}" for name in rewards] if len(rewards) > 1 else []
-        self.columns = (*COLUMNS, *own)
+        self.columns = (*COLUMNS, *own, *more)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._prepare()
