@@ -42,7 +42,7 @@ def trl(prompts, completions, **kwargs):
     return [len(c) + s for c, s in zip(completions, kwargs["scale"])]
 
 
-def named(completions, scale, other=None):
+def named(completions, scale, row, other=None):
     return [s for s in scale]
 
 

@@ -172,6 +172,25 @@ def test_what_cannot_be_scored_is_refused_before_a_model_loads(place, changes, m
     assert not (place / "run").exists()
 
 
+def test_rows_that_a_reward_cannot_score_are_counted_before_training(place):
+    lines = [json.loads(line) for line in (place / "train.jsonl").read_text().splitlines()]
+    said: list[str] = []
+    for blank in (2, 5):
+        rows = [
+            {**line, "answer": " " if i < blank else line["answer"]} for i, line in enumerate(lines)
+        ]
+        (place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        wanted = settings(place, reward=["exact"], reward_weights=[], max_steps=1)
+        if blank == 2:
+            train(wanted, on_notice=said.append)
+            assert "2 of 5 rows have no answer for the reward exact" in said
+        else:
+            with pytest.raises(
+                DataError, match=r"column answer, which the reward exact.* every row"
+            ):
+                train(wanted.model_copy(update={"output_dir": str(place / "other")}))
+
+
 def test_a_plan_names_the_rewards(place):
     found = plan(settings(place))
     assert found["rewards"] == ["format", "chat_rewards:length", "chat_rewards:row_of"]

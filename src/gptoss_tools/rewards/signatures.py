@@ -24,6 +24,7 @@ from gptoss_tools.settings import RewardSettings
 DECISION = ("decision", "rewards_K", "completion", "row")
 ANSWERED = ("answered", "settings")
 BATCH = ("prompts", "completions")
+OF_EVERY_ROW = ("row", "n_actions")  # numbers that no table needs to hold
 DECISION_FORM = f"f({', '.join(DECISION)})"
 BATCH_FORM = f"f({', '.join(BATCH)}, **columns) -> list"
 
@@ -41,7 +42,7 @@ def adapt(found: Any, address: str) -> RewardKind:
     summary = first_line_of(found)
     if inspect.Parameter.POSITIONAL_ONLY not in kinds and not inspect.iscoroutinefunction(found):
         if "completions" in names:
-            columns = tuple(n for n in needed if n not in BATCH)
+            columns = tuple(n for n in needed if n not in (*BATCH, *OF_EVERY_ROW))
             takes = None if inspect.Parameter.VAR_KEYWORD in kinds else names
             return RewardKind(name, summary, columns, (), _together(found, name, takes))
         if "answered" in names and set(needed) <= set(ANSWERED):

@@ -24,6 +24,7 @@ from transformers import GptOssConfig, PreTrainedTokenizerFast
 
 from gptoss_tools.core.chat import Prompts, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
+from gptoss_tools.core.columns import is_blank
 from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.rubrics import parse_rubric
 from gptoss_tools.core.runs import Run
@@ -120,7 +121,7 @@ def prepare(
         notes.append(f"{flat} rows earn the same for every action and are left out (zero_signal)")
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
-    notes += _attention_notes(settings, config, device)
+    notes += _attention_notes(settings, config, device) + _holes(table, settings)
     held_out = _held_out(settings, home, chat, tokenizer, context_of(config))
     if held_out is not None and (shared := overlap(table.prompts, held_out)):
         notes.append(f"{shared} of {len(held_out)} held-out prompts are trained on as well")
@@ -138,6 +139,21 @@ def prepare(
         held_out=held_out,
         notes=notes,
     )
+
+
+def _holes(table: DecisionTable, settings: TrainSettings) -> list[str]:
+    """Say how many rows lack what a reward reads; raise DataError where none has it."""
+    notes = []
+    for column, reward in needed(settings)["columns"].items():
+        empty = sum(is_blank(cell) for cell in table.columns[column])
+        if empty == len(table):
+            raise DataError(
+                f"{', '.join(settings.data)}: the column {column}, which the reward {reward} "
+                "reads, is empty in every row"
+            )
+        if empty:
+            notes.append(f"{empty} of {len(table)} rows have no {column} for the reward {reward}")
+    return notes
 
 
 def _telling(dataset: Dataset, settings: TrainSettings) -> tuple[Dataset, int]:
