@@ -30,4 +30,9 @@ def train_sft(settings: SftSettings, loaded: Loaded) -> None:
     if outcome is None:
         return
     out.result(measured(outcome))
-    out.hint(f"gptoss generate {outcome.run} --prompt ...")
+    from ..models.chats import can_answer
+
+    if can_answer(settings.model):
+        out.hint(f"gptoss generate {outcome.run} --prompt ...")
+    else:  # generate would refuse it
+        out.hint(f"{settings.model} has no chat template: load {outcome.run} with PEFT")

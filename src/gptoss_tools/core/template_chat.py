@@ -128,12 +128,9 @@ class TemplateChat(TemplatePrompts):
         stops: dict[int, Stop] = {}
         if (token := self._end_of_turn()) is not None:
             stops[token] = "return"
-        ends: Any = getattr(generation_config, "eos_token_id", None)
-        listed: list[Any] = list(ends) if isinstance(ends, Sequence) else [ends]
-        known: list[Any] = [self.tokenizer.eos_token_id, *listed]
-        for end in known:
-            if end is not None:
-                stops.setdefault(int(end), "endoftext")
+        listed = _listed(getattr(generation_config, "eos_token_id", None))
+        for end in (*_listed(self.tokenizer.eos_token_id), *listed):
+            stops.setdefault(end, "endoftext")
         if not stops:
             raise ConfigError(
                 "no token ends an answer of this model",
@@ -155,5 +152,10 @@ class TemplateChat(TemplatePrompts):
     def _token(self, text: str) -> int | None:
         """The id of a text that is a single token, None where it is not."""
         found: Any = self.tokenizer.convert_tokens_to_ids(text)
-        unknown = found is None or found == self.tokenizer.unk_token_id
-        return None if unknown else int(found)
+        if found is None or found == self.tokenizer.unk_token_id:
+            return None
+        return int(found)
+
+
+def _listed(ends: Any) -> list[int]:
+    return [] if ends is None else [int(end) for end in ends] if isinstance(ends, list) else [ends]

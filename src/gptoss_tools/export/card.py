@@ -18,6 +18,7 @@ _WHAT = {
     "mxfp4": "merged into {base}. The experts are the base's own MXFP4 bytes; only the weights "
     "that the adapter changes differ.",
     "bf16": "merged into {base}, with the experts dequantised to bfloat16.",
+    "merged": "merged into {base}. Weights that the adapter leaves alone are the base's bytes.",
     "gguf": "merged into {base}, as one GGUF file for llama.cpp and Ollama. The experts keep the "
     "base's own MXFP4 values.",
     "adapter": "to be used with {base}: with PEFT and vLLM as it is, with llama.cpp as a GGUF.",

@@ -15,7 +15,7 @@ LARGEST_COMPARED = 1_000_000_000
 
 
 def finish(
-    plan: ExportPlan, folder: Path, report: ExportReport, format: Literal["mxfp4", "bf16"]
+    plan: ExportPlan, folder: Path, report: ExportReport, format: Literal["mxfp4", "bf16", "merged"]
 ) -> None:
     """Compare logits where the model is small, write SERVING.md and export.json."""
     report.logits = _compared(plan, folder)

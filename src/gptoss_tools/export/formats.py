@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.export.plan import Progress
 from gptoss_tools.export.record import ExportReport
+from gptoss_tools.models.names import is_gpt_oss
 
 
 class Format(NamedTuple):
@@ -29,7 +30,11 @@ FORMATS = {
     "bf16": Format("bf16", "export_bf16"),
     "gguf": Format("gguf", "export_gguf", ("dtype",)),
     "adapter": Format("gguf_lora", "export_adapter"),
+    "merged": Format("merge", "export_merged"),
 }
+
+ANY_FAMILY = ("adapter", "merged")
+"""Formats for models other than gpt-oss."""
 
 
 def export(
@@ -52,6 +57,17 @@ def export(
     if format not in FORMATS:
         raise ConfigError(f"format {format!r} is unknown", hint="use " + ", ".join(FORMATS))
     chosen = FORMATS[format]
+    other = not is_gpt_oss(base_dir)
+    if other and format not in ANY_FAMILY:
+        raise ConfigError(
+            f"{base_dir} is no gpt-oss, and --format {format} writes what only a gpt-oss has",
+            hint="--format merged writes the whole model, --format adapter the adapter alone",
+        )
+    if format == "merged" and not other:
+        raise ConfigError(
+            f"{base_dir} is a gpt-oss, whose experts are packed or not when they are merged",
+            hint="--format mxfp4, as published, or --format bf16",
+        )
     if requantize_experts and "requantize_experts" not in chosen.options:
         raise ConfigError(f"requantize_experts has no meaning for {format}", hint="leave it out")
     own = {"dtype": dtype, "requantize_experts": requantize_experts}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gptoss_tools.core.harmony import render
+from gptoss_tools.core.chat import chat_of
 from gptoss_tools.errors import MachineError
 from gptoss_tools.export.record import LogitGap
 from gptoss_tools.models.adapters import without_adapter
@@ -59,9 +59,9 @@ def run_prompts(folder: Path) -> tuple[str, str]:
 
 def _prompt_ids(folder: Path) -> list[torch.Tensor]:
     tokenizer = load_tokenizer(folder)
-    asked = [[{"role": "user", "content": text}] for text in _PROMPTS]
-    texts = [render(messages, date="2026-01-01") for messages in asked]
-    return [torch.tensor([tokenizer(text).input_ids]) for text in texts]
+    chat = chat_of(tokenizer, date="2026-01-01")
+    texts = [chat.prompt([{"role": "user", "content": text}]) for text in _PROMPTS]
+    return [torch.tensor([tokenizer(text, add_special_tokens=False).input_ids]) for text in texts]
 
 
 @torch.inference_mode()

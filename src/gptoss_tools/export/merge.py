@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -62,9 +62,37 @@ def export_mxfp4(
     packed = [experts.packed for experts in experts_of(plan.base).values()]
     if not packed or not all(packed):
         raise ConfigError(f"{base_dir} holds no MXFP4 experts", hint="use --format bf16")
+    return _export(plan, "mxfp4", out_dir, overwrite, dry_run, on_progress, start)
+
+
+def export_merged(
+    adapter_dir: Path,
+    base_dir: Path,
+    out_dir: Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> ExportReport:
+    """The same for a base that is no gpt-oss, in whichever types it stores its weights."""
+    start = time.perf_counter()
+    check_out(out_dir, (adapter_dir, base_dir), overwrite)
+    plan = plan_export(adapter_dir, base_dir, gpt_oss=False)
+    return _export(plan, "merged", out_dir, overwrite, dry_run, on_progress, start)
+
+
+def _export(
+    plan: ExportPlan,
+    format: Literal["mxfp4", "merged"],
+    out_dir: Path,
+    overwrite: bool,
+    dry_run: bool,
+    on_progress: Progress | None,
+    start: float,
+) -> ExportReport:
     report = ExportReport(
         out=out_dir,
-        format="mxfp4",
+        format=format,
         base_name=plan.base_name,
         written=not dry_run,
         tensors=[],
@@ -79,7 +107,7 @@ def export_mxfp4(
     else:
         with whole_folder(out_dir, replace=overwrite) as folder:
             _write(plan, folder, report, _Count(tell, "write", plan.bytes_total))
-            finish(plan, folder, report, "mxfp4")
+            finish(plan, folder, report, format)
     report.seconds = time.perf_counter() - start
     return report
 

@@ -58,10 +58,13 @@ class ExportPlan:
         return sum(path.stat().st_size for path in self.copies)
 
 
-def plan_export(adapter_dir: Path, base_dir: Path, *, experts: bool = False) -> ExportPlan:
+def plan_export(
+    adapter_dir: Path, base_dir: Path, *, experts: bool = False, gpt_oss: bool = True
+) -> ExportPlan:
     """Check that the adapter fits the base, and list what will be copied and rewritten.
 
-    `experts`: whether LoRA on experts can be held. Raises DataError or ConfigError for whatever
+    `experts`: whether LoRA on experts can be held. A base that is no `gpt_oss` is taken as it is,
+    without a look at its table of tensors. Raises DataError or ConfigError for whatever
     cannot be merged, see `export.adapter`.
     """
     base = open_checkpoint(base_dir)
@@ -71,8 +74,8 @@ def plan_export(adapter_dir: Path, base_dir: Path, *, experts: bool = False) -> 
     extra = extra_files(base)
     if not any(path.name == "config.json" for path in extra):
         raise DataError(f"{base_dir} holds no config.json")
-    wrong = list(table_problems(base, read_object(base_dir / "config.json")))
-    if wrong:
+    config = read_object(base_dir / "config.json")
+    if wrong := list(table_problems(base, config)) if gpt_oss else []:
         more = f" ({len(wrong)} such problems)" if len(wrong) > 1 else ""
         raise DataError(f"{base_dir} is no whole gpt-oss: {wrong[0]}{more}", hint="fetch it again")
     return ExportPlan(

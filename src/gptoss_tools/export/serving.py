@@ -17,12 +17,13 @@ from gptoss_tools.export import adapter as adapters
 from gptoss_tools.export.modelfile import served_name
 from gptoss_tools.export.prompt_form import TODAY, PromptForm, training_form
 from gptoss_tools.export.safetensors_io import read_header
+from gptoss_tools.export.serving_template import VLLM_RANKS, by_template, rank_in
+from gptoss_tools.models.names import is_gpt_oss
 
 NAME = "SERVING.md"
 ADAPTER = "adapter.gguf"
-Format = Literal["mxfp4", "bf16", "gguf", "adapter"]
+Format = Literal["mxfp4", "bf16", "merged", "gguf", "adapter"]
 
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all that --max-lora-rank takes
 _ATTENTION = re.compile(r".*\.self_attn\.[qkvo]_proj\.lora_[AB]\.weight")
 
 
@@ -43,7 +44,11 @@ def write_serving(
     folder: Path, *, format: Format, base_name: str, adapter_dir: Path, base_dir: Path
 ) -> None:
     """Write SERVING.md into `folder`, which holds the rest of the export already."""
-    base, form = base_name or base_dir.resolve().name, training_form(adapter_dir)
+    base = base_name or base_dir.resolve().name
+    if not is_gpt_oss(base_dir):
+        write_text(folder / NAME, by_template(base, served_name(adapter_dir), adapter_dir, format))
+        return
+    form = training_form(adapter_dir)
     export = _Export(format, served_name(adapter_dir), base, form, adapter_dir, folder)
     sections = [_introduction(export), _prompts(form)]
     sections += [write(export) for write in _WRITERS[format]]
@@ -99,7 +104,7 @@ def _vllm(export: _Export) -> str:
     elif reason := _no_lora_in_vllm(export.adapter_dir):
         return f"## vLLM\n\nvLLM does not serve this adapter: {reason}. Export it merged instead."
     else:
-        rank = min(r for r in _VLLM_RANKS if r >= _rank(export.adapter_dir))
+        rank = min(r for r in VLLM_RANKS if r >= rank_in(export.adapter_dir))
         serve = (
             f"vllm serve {export.base} --enable-lora --lora-modules {export.name}=. "
             f"--max-lora-rank {rank} --max-model-len {form.context}"
@@ -198,18 +203,13 @@ jq -Rs '{{model: "{export.name}", prompt: rtrimstr("\\n"), raw: true, stream: fa
 ```"""
 
 
-def _rank(adapter_dir: Path) -> int:
-    config = adapters.read_config(adapter_dir)
-    return max([config.get("r", 8), *(config.get("rank_pattern") or {}).values()])
-
-
 def _no_lora_in_vllm(adapter_dir: Path) -> str | None:
     """Why vLLM cannot serve an adapter, None if it can: LoRA on attention alone, without extras."""
     config = adapters.read_config(adapter_dir)
     if config.get("use_dora"):
         return "it is DoRA"
-    if _rank(adapter_dir) > _VLLM_RANKS[-1]:
-        return f"its rank is above {_VLLM_RANKS[-1]}"
+    if rank_in(adapter_dir) > VLLM_RANKS[-1]:
+        return f"its rank is above {VLLM_RANKS[-1]}"
     others = [n for n in read_header(adapter_dir / adapters.WEIGHTS) if not _ATTENTION.fullmatch(n)]
     return f"it holds {others[0]}" if others else None
 

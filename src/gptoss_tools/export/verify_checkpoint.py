@@ -80,7 +80,7 @@ def open_whole(folder: Path) -> tuple[Checkpoint, list[str], list[str]]:
 
 def file_problems(folder: Path, base: Checkpoint, format: str) -> Iterator[str]:
     """Compare config, tokenizer, index and the shards' headers with the base's."""
-    if format == "mxfp4":
+    if format in ("mxfp4", "merged"):
         if base.index and _content(folder / base.index.name) != _content(base.index):
             yield f"{base.index.name} differs from the base's"
         for shard in base.shards:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gptoss_tools.core.chat import HarmonyPrompts, Prompts, RawPrompts, chat_of
+from gptoss_tools.errors import GptossError
 from gptoss_tools.models.loading import load_tokenizer
 from gptoss_tools.models.machine import PUBLISHED
-from gptoss_tools.models.names import TINY
+from gptoss_tools.models.names import TINY, is_gpt_oss
 
 
 def prompts_for(
@@ -32,10 +32,13 @@ def prompts_for(
 
 def reads_harmony(name: str | Path) -> bool:
     """Return whether a name means a gpt-oss, as far as that is known without the Hub."""
-    if str(name) == TINY or str(name) in PUBLISHED:
-        return True
+    return str(name) == TINY or str(name) in PUBLISHED or is_gpt_oss(name)
+
+
+def can_answer(name: str | Path) -> bool:
+    """Return whether a model, whose tokenizer is at hand, is one that prompts are written for."""
     try:
-        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        prompts_for(name)
+    except GptossError:
         return False
-    return isinstance(config, dict) and config.get("model_type") == "gpt_oss"
+    return True

@@ -33,6 +33,15 @@ def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> str:
     return name
 
 
+def is_gpt_oss(folder: str | Path) -> bool:
+    """Whether the config.json of a model folder is that of a gpt-oss; False without one."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "gpt_oss"
+
+
 def base_of(adapter: str | Path) -> str:
     """The base model named in an adapter's adapter_config.json."""
     path = Path(adapter) / "adapter_config.json"
