@@ -49,3 +49,8 @@ def test_lists_of_rewards_are_rewards_and_no_table_is_an_error(tmp_path):
     assert survey([tmp_path / "x.jsonl"])[0].ready
     with pytest.raises(DataError, match="does not exist"):
         survey([tmp_path / "absent"])
+
+
+def test_a_table_of_answers_lacks_no_rewards(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": MESSAGES, "answer": "4"}))
+    assert survey([tmp_path / "x.jsonl"])[0].ready

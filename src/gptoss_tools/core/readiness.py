@@ -15,7 +15,11 @@ from gptoss_tools.core.tables import read_chunks, values
 
 @dataclass(frozen=True)
 class Readiness:
-    """What one table has: rows, prompts that are all Harmony text or messages, reward columns."""
+    """What one table has: rows, prompts that are all Harmony text or messages, reward columns.
+
+    `rewards` also where there are no values that they could be made of: other rewards than
+    `decision` need none.
+    """
 
     path: Path
     rows: int
@@ -41,7 +45,8 @@ def survey(
         for frame in read_chunks(path, encoding=encoding, delimiter=delimiter):
             if "prompt" in frame:
                 harmony = harmony and all(map(_is_rendered, values(frame, "prompt")))
-            rewards = rewards and bool(row_actions(frame, str(path), rows + 1).rewards)
+            found_here = row_actions(frame, str(path), rows + 1)
+            rewards = rewards and (bool(found_here.rewards) or not found_here.q)
             rows += len(frame)
         found.append(Readiness(path, rows, harmony, rewards))
     return found
