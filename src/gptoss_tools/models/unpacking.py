@@ -13,7 +13,7 @@ from gptoss_tools.core import mxfp4
 from gptoss_tools.errors import ConfigError, DataError
 
 _WIDE = {torch.bfloat16: torch.int32, torch.float32: torch.int64}  # two values as one
-_ROWS = 64  # rows per step: the temporaries stay in the processor's cache
+_STEP = 3 << 18  # bytes of values per step: the temporaries stay in the processor's cache
 
 
 def dequantise(
@@ -34,14 +34,14 @@ def dequantise(
     if blocks.is_cuda and out.is_contiguous() and (kernel := _kernel()):
         kernel.unpack(blocks.contiguous(), scales.contiguous(), out)
         return out
-    pairs, powers = _tables(dtype, blocks.device)
+    pairs = _pairs(dtype, blocks.device)
+    step = max(1, _STEP // (shape[2] * dtype.itemsize))
     for expert in range(shape[0]):
-        factors = powers[scales[expert].to(torch.int32)].unsqueeze(-1)
-        for start in range(0, shape[1], _ROWS):
-            rows = slice(start, start + _ROWS)
-            found = torch.index_select(pairs, 0, blocks[expert, rows].flatten().to(torch.int32))
-            values = found.view(dtype).view(-1, shape[2] // mxfp4.BLOCK, mxfp4.BLOCK)
-            out[expert, rows].copy_((values * factors[rows]).flatten(1))
+        for start in range(0, shape[1], step):
+            rows = slice(start, start + step)
+            first = scales[expert, rows].to(torch.int32).unsqueeze(-1) << 8
+            found = torch.index_select(pairs, 0, (first + blocks[expert, rows]).flatten())
+            out[expert, rows].copy_(found.view(dtype).view(-1, shape[2]))
     return out
 
 
@@ -61,12 +61,13 @@ def _kernel() -> Any:
 
 
 @functools.cache
-def _tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The two values of every byte as one wide element, doubled, and half of every scale.
+def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The two values of every byte under every scale as one wide element, [256 scales * 256 bytes].
 
-    2**128, the scale of byte 255, is no float32; half of it is, so one product suffices.
+    2**128, the scale of byte 255, is no float32; half of it is, times twice the value.
     """
     book = [2 * value for value in mxfp4.CODEBOOK]
-    pairs = torch.tensor([(book[b & 15], book[b >> 4]) for b in range(256)], dtype=dtype)
-    powers = torch.tensor([2.0 ** (byte - 128) for byte in range(256)], dtype=dtype)
-    return pairs.view(_WIDE[dtype]).flatten().to(device), powers.to(device)
+    doubled = torch.tensor([(book[b & 15], book[b >> 4]) for b in range(256)], dtype=dtype)
+    halves = torch.tensor([2.0 ** (byte - 128) for byte in range(256)], dtype=dtype)
+    pairs = doubled * halves.view(256, 1, 1)
+    return pairs.view(_WIDE[dtype]).flatten().to(device)
