@@ -178,6 +178,12 @@ def test_shared_prompts_are_refused_where_nobody_has_checked_them(folder, tmp_pa
         train(wanted)
 
 
+def test_exact_actions_are_refused_where_no_channel_tells_where_answers_begin(folder):
+    changes = {"action_gradient": "exact", "reward": "decision", "invalid_reward": "worst"}
+    with pytest.raises(ConfigError, match="by gpt-oss's channels"):
+        train(settings(folder, "refused", **changes))
+
+
 def test_answers_are_the_most_likely_tokens_whatever_the_checkpoint_prefers(folder, family):
     policy = load_policy(str(folder / "model"))
     assert policy.model.generation_config.repetition_penalty == 1.3

@@ -22,13 +22,13 @@ from datasets import Dataset
 from huggingface_hub import constants as hub_constants
 from transformers import GptOssConfig, PreTrainedTokenizerFast
 
-from gptoss_tools.core.chat import Prompts, RawPrompts, chat_of
+from gptoss_tools.core.chat import HarmonyChat, Prompts, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.columns import is_blank
 from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.rubrics import parse_rubric
 from gptoss_tools.core.runs import Run
-from gptoss_tools.errors import DataError, GptossError, MachineError
+from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError
 from gptoss_tools.evaluation.earned import by_reward
 from gptoss_tools.models.chats import prompts_for
 from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
@@ -108,6 +108,12 @@ def prepare(
     )
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
     chat = chat_of(tokenizer, date=settings.date, model_identity=settings.model_identity)
+    if settings.action_gradient == "exact" and not isinstance(chat, HarmonyChat):
+        raise ConfigError(
+            "action_gradient exact finds the beginning of an answer by gpt-oss's channels, which "
+            f"{settings.model} has not",
+            hint="--action-gradient sampled",
+        )
     table = _table(settings, home, chat)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
