@@ -84,6 +84,19 @@ def test_the_card_holds_the_held_out_figures():
     assert "reward (mean)" not in bare
 
 
+def test_a_policy_trained_for_rewards_is_called_one():
+    record = RECORD | {"training": {"reward": ["format", "exact"], "reward_weights": [0.5, 2]}}
+    found = EVALUATION | {"regret": None, "top1": None}
+    found["rewards"] = {"format": {"mean": -0.5, "ci95": [-1, 0]}, "exact": {"mean": 0.25}}
+    card = model_card("me/it", record, found)
+    assert "trained with GRPO for the rewards format, exact, merged" in card
+    assert "On 144 held-out prompts" in card and "egret" not in card
+    for row in ("| reward (mean) | 0.25 |", "| format | -0.5 [-1, 0] |", "| exact | 0.25 |"):
+        assert row in card
+    plain = model_card("me/it", RECORD | {"training": {"reward": ["decision"]}})
+    assert "trained with GRPO on a table of decisions" in plain
+
+
 @pytest.fixture
 def measured(tmp_path):
     """(run, adapter, base): an evaluation of this adapter on this base."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,12 @@ def _metadata(base: str, form: str) -> list[str]:
 def _opening(base: str, form: str, record: Mapping[str, Any]) -> str:
     experts = any(".experts." in str(row.get("name")) for row in record.get("tensors") or ())
     what = _REQUANTISED if form == "mxfp4" and experts else _WHAT.get(form, "merged into {base}.")
-    return f"A LoRA adapter, trained with GRPO on a table of decisions, {what.format(base=base)}"
+    rewards = (record.get("training") or {}).get("reward")
+    aim = "on a table of decisions"
+    if rewards not in (None, "decision", ["decision"]):
+        names = [rewards] if isinstance(rewards, str) else rewards
+        aim = f"for the {'reward' if len(names) == 1 else 'rewards'} {', '.join(names)}"
+    return f"A LoRA adapter, trained with GRPO {aim}, {what.format(base=base)}"
 
 
 def _use(repo_id: str, base: str, form: str) -> list[str]:
@@ -127,6 +132,18 @@ def _evaluation(found: Mapping[str, Any]) -> list[str]:
         ("reward (mean)", _number(reward.get("mean"), reward.get("ci95"))),
         ("reward of the base", _number(reward.get("base"))),
     ]
+    if not regret:
+        apart = (found.get("rewards") or {}).items()
+        rows += [(name, _number(part.get("mean"), part.get("ci95"))) for name, part in apart]
+        return [
+            "## Evaluation",
+            "",
+            f"On {found.get('n_rows')} held-out prompts (data SHA-256 "
+            f"`{found.get('data_sha256')}`), answered greedily;",
+            "brackets hold 95 % bootstrap intervals.",
+            "",
+            *_table(rows),
+        ]
     return [
         "## Evaluation",
         "",
@@ -135,10 +152,13 @@ def _evaluation(found: Mapping[str, Any]) -> list[str]:
         "more than the chosen one, an invalid answer counting as the worst; brackets hold 95 %",
         "bootstrap intervals over episodes.",
         "",
-        "| figure | value |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows if value),
+        *_table(rows),
     ]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    shown = [f"| {name} | {value} |" for name, value in rows if value]
+    return ["| figure | value |", "|---|---|", *shown]
 
 
 def _number(value: Any, interval: Any = None) -> str:

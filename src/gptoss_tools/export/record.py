@@ -19,7 +19,8 @@ _VERSIONS = ("gptoss-tools", "torch")
 _SETTINGS = (
     *("lora_r", "lora_alpha", "lora_target_modules", "learning_rate", "max_steps", "seed"),
     *("num_generations", "prompts_per_step", "gradient_accumulation_steps", "num_iterations"),
-    *("loss_type", "scale_rewards", "beta", "temperature", "reward", "invalid_reward"),
+    *("loss_type", "scale_rewards", "beta", "temperature", "reward", "reward_weights"),
+    "invalid_reward",
     *("max_prompt_length", "max_completion_length", "action_pattern"),
 )
 
