@@ -25,6 +25,10 @@ class GptossError(Exception):
     def __reduce__(self):
         return type(self), (str(self), self.hint)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of forty frames of libraries."""
+        return [f"{type(self).__name__}: {self}", *([f"hint: {self.hint}"] if self.hint else [])]
+
 
 class ConfigError(GptossError, ValueError):
     """A flag, variable or TOML key is wrong (exit code 2)."""

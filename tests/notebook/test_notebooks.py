@@ -120,6 +120,7 @@ values = {values!r}
     reply, written = run(client, TRAIN, press)
     assert reply["status"] == "error" and reply["ename"] == "Interrupted"
     assert "of 6" in reply["evalue"] and "at 6" not in written
+    assert reply["traceback"][1:] == ["hint: gptoss resume runs/grpo-001"]
     reply, _ = run(client, TRAIN)
     assert reply["status"] == "ok", reply
     assert run_lab.same_bits(tmp_path / "runs/grpo-001/adapter", lab / "straight/adapter")

@@ -13,8 +13,16 @@ import torch
 
 from gptoss_tools.core.runs import Run, open_run
 from gptoss_tools.errors import ConfigError, RunFolderError
-from gptoss_tools.notebook import prepare_session, quick_test, run_full_pipeline, train_grpo
+from gptoss_tools.notebook import (
+    SessionSettings,
+    prepare_session,
+    quick_test,
+    run_full_pipeline,
+    train_grpo,
+)
+from gptoss_tools.notebook.verbs import GOES_ON
 from gptoss_tools.settings import ResumeSettings, TrainSettings
+from gptoss_tools.training.checkpoints import FREE
 from gptoss_tools.training.train import Interrupted, resume
 
 
@@ -134,6 +142,27 @@ def test_the_process_is_left_as_it_was(lab, config, monkeypatch):
     assert dict(os.environ) == environment and signal.getsignal(signal.SIGINT) is handler
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()
+
+
+def test_a_new_kernel_goes_on_with_a_run_that_another_began(lab, config):
+    with prepare_session(config()) as session, pytest.raises(KeyboardInterrupt):
+        train_grpo(config(), session, on_step=stopping_at(3, press_ctrl_c))
+    again = SessionSettings(resume=str(session.run.path), quiet=True)
+    with prepare_session(again) as later:
+        assert later.sampler.source.step == 4
+        state = train_grpo(again, later)
+        assert state.run == session.run.path and state.outcome is not None
+        assert state.outcome.resumed_from == 4
+    assert run_lab.same_bits(session.run.adapter_path, lab / "straight/adapter")
+
+
+def test_what_is_no_run_of_train_grpo_is_not_taken_up(lab):
+    with pytest.raises(ConfigError, match="no run of train-grpo"):
+        prepare_session(SessionSettings(resume=str(lab / "straight/checkpoints/step-000003")))
+
+
+def test_only_what_changes_no_bit_may_change_in_a_run_that_goes_on():
+    assert GOES_ON < FREE
 
 
 def test_other_settings_are_another_run_and_more_steps_the_same(lab, config):

@@ -41,6 +41,11 @@ def test_a_wrong_value_is_one_sentence():
     assert "repeats `beta`" in str(refused(trainer={"beta": 1.0}))
 
 
+def test_what_only_the_command_line_can_do_is_refused():
+    assert "`modal` has no meaning in a session" in str(refused(modal=True))
+    assert "`dry_run` has no meaning in a session" in str(refused(dry_run=True))
+
+
 def test_secrets_are_in_nothing_that_is_written_or_shown():
     config = SessionSettings(hf_token="hf_hush", wandb_api_key="w_hush")
     shown = [repr(config), str(config), config.model_dump_json(), str(config.model_dump())]

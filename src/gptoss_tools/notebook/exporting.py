@@ -12,8 +12,7 @@ from gptoss_tools.core.runs import Run
 from gptoss_tools.core.whole_folder import whole_folder
 from gptoss_tools.models.names import TINY
 from gptoss_tools.notebook.display import display_for
-from gptoss_tools.notebook.session import TrainerState
-from gptoss_tools.notebook.settings import SessionSettings
+from gptoss_tools.notebook.session import TrainerState, settings_of
 from gptoss_tools.settings import TrainSettings
 
 CONFIG = "adapter_config.json"
@@ -30,7 +29,7 @@ def export_checkpoint(config: TrainSettings, state: TrainerState) -> str:
     With `zip_export` FOLDER.zip holds the same. An older export of this kind is replaced. Raises
     RunFolderError where nothing was saved yet or the folder holds something else.
     """
-    config = SessionSettings.of(config)
+    config = settings_of(config)
     run = Run(state.run)
     whole = run.model()
     adapter = None if whole is not None else run.adapter()

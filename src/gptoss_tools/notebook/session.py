@@ -15,7 +15,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 from gptoss_tools.core.claims import next_free
-from gptoss_tools.core.runs import Run
+from gptoss_tools.core.runs import Run, open_run
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.evaluation.policy import Policy, Source, find_source, load_policy
 from gptoss_tools.load import cache_dir
 from gptoss_tools.models.adapters import attach_adapter
@@ -27,7 +28,9 @@ from gptoss_tools.notebook.isolation import borrowed
 from gptoss_tools.notebook.places import Credential, find_credentials, mount_drive
 from gptoss_tools.notebook.settings import SessionSettings
 from gptoss_tools.settings import TrainSettings
+from gptoss_tools.training.grpo_method import METHOD
 from gptoss_tools.training.outcome import Outcome
+from gptoss_tools.training.resuming import START_ONLY
 from gptoss_tools.training.train import Claimed, claim_run
 
 
@@ -134,6 +137,18 @@ class Session:
         )
         self.config, self.state = config, None
 
+    def adopt(self, target: str, config: SessionSettings) -> None:
+        """Make a run that is there already this session's own, to go on with it."""
+        run = open_run(target)
+        settings = config.training()
+        self._build_tiny(settings)
+        home = run.config.get("cwd")
+        prepared = METHOD.prepare(settings, cache_dir=cache_dir(), home=home)
+        own = Run(run.path)
+        self.claimed = Claimed(METHOD, own, prepared, self.display.notice, cache_dir(), self.base)
+        point = own.checkpoint()
+        self.state = TrainerState(own.path, point.step if point else 0)
+
     def _build_tiny(self, settings: TrainSettings) -> None:
         if settings.model == TINY:
             from gptoss_tools.models.tiny_cache import tiny_path
@@ -157,13 +172,30 @@ class Session:
         return policy
 
 
+def settings_of(config: TrainSettings) -> SessionSettings:
+    """Return `config` as a session's settings, completed by those of the run to resume."""
+    config = SessionSettings.of(config)
+    if config.resume is None:
+        return config
+    run = open_run(config.resume)
+    if run.config.get("command") != METHOD.command or run.selected is not None:
+        raise ConfigError(
+            f"{config.resume} is no run of {METHOD.command}", hint="name a run folder: ls runs"
+        )
+    known = set(TrainSettings.model_fields) - START_ONLY
+    own = {name: value for name, value in run.settings.items() if name in known}
+    given = {name: getattr(config, name) for name in config.model_fields_set - {"resume"}}
+    return SessionSettings(**{**own, **given})
+
+
 def prepare_session(config: TrainSettings) -> Session:
     """Check everything, find credentials, read the data, make the run folder and load the model.
 
-    `config` is a SessionSettings, or the command line's own TrainSettings. Raises as
+    `config` is a SessionSettings, or the command line's own TrainSettings. With `resume` the run
+    named there is taken up, with its own settings where none are given. Raises as
     `training.train`; a session that could not be prepared leaves nothing behind.
     """
-    config = SessionSettings.of(config)
+    target, config = config.resume, settings_of(config)
     display = display_for(config.quiet)
     credentials, notes = find_credentials(config)
     for note in [f"{c.variable} from {c.source}" for c in credentials] + notes:
@@ -171,7 +203,7 @@ def prepare_session(config: TrainSettings) -> Session:
     home = mount_drive(display.notice) if config.mount_drive else None
     session = Session(config, display, credentials, home)
     with session.at_work():
-        session.claim(config)
+        session.claim(config) if target is None else session.adopt(target, config)
         try:
             said = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
         except BaseException:

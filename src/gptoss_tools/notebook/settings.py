@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.load import near_miss
@@ -58,6 +58,13 @@ class SessionSettings(TrainSettings):
     openai_api_key: SecretStr | None = Field(
         None, exclude=True, description="Key of the judge; kept out of everything."
     )
+
+    @model_validator(mode="after")
+    def _here_and_now(self) -> SessionSettings:
+        if self.modal or self.dry_run:
+            name = "modal" if self.modal else "dry_run"
+            raise ValueError(f"`{name}` has no meaning in a session: gptoss train-grpo takes it")
+        return self
 
     def __init__(self, **values: Any) -> None:
         """Raise ConfigError, in one sentence, for an unknown name or a wrong value."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gptoss_tools.notebook.exporting import export_checkpoint
-from gptoss_tools.notebook.session import Session, TrainerState, prepare_session
+from gptoss_tools.notebook.session import Session, TrainerState, prepare_session, settings_of
 from gptoss_tools.notebook.settings import SessionSettings
 from gptoss_tools.settings import DecodingSettings, TrainSettings
-from gptoss_tools.training.checkpoints import changed_settings
 from gptoss_tools.training.outcome import Outcome
 from gptoss_tools.training.tracking import Progress
 from gptoss_tools.training.train import train, train_claimed
+
+GOES_ON = frozenset(
+    [
+        *("max_steps", "save_steps", "save_total_limit", "logging_steps", "eval_steps"),
+        *("eval_data", "eval_batch_size", "log_completions", "completion_log_path"),
+        *("report_to", "run_name"),
+    ]
+)
+"""What may change in a run that goes on; all else makes another run."""
 
 
 def train_grpo(
@@ -27,7 +35,7 @@ def train_grpo(
     KeyboardInterrupt with the run saved: call again, or `gptoss resume RUN`. Raises as
     `training.train`.
     """
-    config = SessionSettings.of(config)
+    config = settings_of(config)
     session.release()
     with session.at_work(), session.display.training(config.max_steps) as show:
 
@@ -48,22 +56,22 @@ def train_grpo(
 
 def _run(config: SessionSettings, session: Session, on_step: Callable[[Progress], None]) -> Outcome:
     """Begin, go on or begin anew: whatever `config` means for the session's run."""
-    new, run = config.training(), session.run
+    new, old, run = config.training(), session.config.training(), session.run
+    changed = {
+        name for name in TrainSettings.model_fields if getattr(new, name) != getattr(old, name)
+    }
     begun = session.state is not None or run.metrics_path.exists()
-    old = session.config.training()
-    differ = changed_settings(*(s.model_dump(mode="json") for s in (old, new)))
-    differ = differ or new.data != old.data
-    if not begun and config == session.config and run.config_path.exists():
+    finished = bool(run.outcome) and new.max_steps <= run.outcome["steps"]
+    if not begun and not changed and run.config_path.exists():
         return train_claimed(session.claimed, on_step=on_step)
-    if not begun:
-        run.abandon()
-    unfinished = not run.outcome or new.max_steps > run.outcome["steps"]
-    if not begun or differ or not unfinished:
+    if not begun or finished or not changed <= GOES_ON:
+        if not begun:
+            run.abandon()
         session.claim(config)
         return train_claimed(session.claimed, on_step=on_step)
     return train(
         new.model_copy(update={"resume": str(run.path)}),
-        explicit=["max_steps", "save_steps", "save_total_limit", "logging_steps", "eval_steps"],
+        explicit=changed,
         origins=config.origins(),
         on_step=on_step,
         on_notice=session.display.notice,
@@ -78,7 +86,7 @@ def quick_test(config: TrainSettings, session: Session, test_question: str | Non
     Without a question it is the settings' own, the first held-out prompt or the first of all.
     Greedy. Shows every channel of the answer.
     """
-    config = SessionSettings.of(config)
+    config = settings_of(config)
     rows = session.test_dataset if session.test_dataset is not None else session.train_dataset
     question = test_question or config.test_question or rows[0]["prompt"]
     decoding = DecodingSettings.model_validate({"max_new_tokens": config.max_completion_length})

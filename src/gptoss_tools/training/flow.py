@@ -16,6 +16,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gptoss_tools.core.runs import Run
+from gptoss_tools.errors import GptossError
 from gptoss_tools.training.checkpoints import Pace, mark_rolling, rotate
 from gptoss_tools.training.ranks import any_rank
 
@@ -28,6 +29,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, hint: str | None = None):
         super().__init__(message)
         self.hint = hint
+
+    _render_traceback_ = GptossError._render_traceback_
 
 
 class StopSignals:
