@@ -24,4 +24,5 @@ def test_the_readmes_python_trains(repository, tmp_path, monkeypatch, cache_dir,
     monkeypatch.setenv("HOME", str(tmp_path))
     exec(compile(shorter, "README.md", "exec"), {})
     assert (tmp_path / "runs/grpo-001/adapter/adapter_model.safetensors").is_file()
-    assert "runs/grpo-001/adapter" in capsys.readouterr().out
+    assert (tmp_path / "exports/grpo-001-adapter/adapter_model.safetensors").is_file()
+    assert "[final]" in capsys.readouterr().out
