@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import datasets
 import grpo_lab as lab
 import pytest
 import run_lab
@@ -18,7 +19,12 @@ from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models import mixlora
 from gptoss_tools.training import answer_tree
 from gptoss_tools.training.answer_tree import Drawn, Strip
-from gptoss_tools.training.written_answers import answer_begins, rewards_of, written_answers
+from gptoss_tools.training.written_answers import (
+    answer_begins,
+    first_unknown,
+    rewards_of,
+    written_answers,
+)
 
 LOSSES = ["dr_grpo", "dapo", "grpo", "bnpo", "cispo"]
 TOKENIZER = lab.byte_tokenizer()
@@ -240,8 +246,11 @@ def test_settings_it_cannot_serve_are_refused(other, match):
 def test_sequence_level_ratios_and_unknown_rewards_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="importance_sampling_level"):
         run_of(tmp_path, trainer={"importance_sampling_level": "sequence"})
+    columns = {"row": [0, 1, 2], "n_actions": [1, 2, 2], "reward_action_0": [0.0, 1.0, 1.0]}
+    table = datasets.Dataset.from_dict({**columns, "reward_action_1": [None, 1.0, None]})
     with pytest.raises(DataError, match="row 3 has no reward for action 1"):
-        rewards_of({"row": 2, "n_actions": 2, "reward_action_0": 1.0, "reward_action_1": None})
+        rewards_of(first_unknown(table))
+    assert rewards_of(first_unknown(table.select([0, 1]))) == [0.0]
 
 
 def test_completions_csv_has_a_column_for_the_expected_reward(tmp_path):

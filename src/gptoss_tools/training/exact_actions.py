@@ -32,6 +32,7 @@ from gptoss_tools.training.written_answers import (
     Appraisal,
     answer_begins,
     appraise,
+    first_unknown,
     rewards_of,
     tensors,
     worst_of,
@@ -100,10 +101,8 @@ class ExactActions:
                     f"[trainer] {name} cannot be combined with action_gradient exact",
                     hint="use action_gradient sampled",
                 )
-        for row in self.train_dataset:
-            rewards_K = rewards_of(row)
-            worst_of(self.reward.invalid_reward, rewards_K)
-            self._written(row)
+        worst_of(self.reward.invalid_reward, rewards_of(first_unknown(self.train_dataset)))
+        self._written(self.train_dataset[0])
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """Extends TRL's: advantages by token, from expected rewards instead of drawn ones."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from gptoss_tools.core.actions import Decision, Reason, parse_action
@@ -89,6 +90,16 @@ def rewards_of(row: Mapping[str, Any]) -> list[float]:
             )
         known.append(float(value))
     return known
+
+
+def first_unknown(dataset: Any) -> dict[str, Any]:
+    """Return the first row of a table that lacks a reward, or just the first one."""
+    counts = np.asarray(dataset["n_actions"][:])
+    place = len(counts)
+    for action in range(int(counts.max())):
+        values = np.asarray(dataset[f"reward_action_{action}"][:], dtype=float)
+        place = min([place, *np.flatnonzero(np.isnan(values) & (counts > action))[:1]])
+    return dataset[int(place % len(counts))]
 
 
 def worst_of(invalid_reward: InvalidReward, rewards_K: Sequence[float]) -> float:
