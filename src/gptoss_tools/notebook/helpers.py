@@ -41,8 +41,8 @@ def format_prompt(question: str, config: TrainSettings, rubric: str | None = Non
 def prepare_datasets(config: TrainSettings) -> tuple[Dataset, Dataset | None]:
     """Read the tables to train on and the held-out ones as datasets; load no model.
 
-    The second is None where `eval_data` was not given and its default is not there. Raises
-    DataError naming file, row and column.
+    The second is None where `eval_data` is the default and not there. Raises DataError naming file,
+    row and column.
     """
     config = SessionSettings.of(config)
     # Nothing is loaded here, so the model's memory is no reason to refuse.
@@ -54,8 +54,8 @@ def held_out_rows(config: SessionSettings, prepared: GrpoPrepared) -> Dataset | 
     """Return the held-out rows: prompt, n_actions, q_action_k and names where there are any."""
     table = prepared.held_out
     if table is None:
-        given = "eval_data" in config.model_fields_set
-        if not given and not any(glob.glob(path) for path in config.eval_data):
+        usual = TrainSettings.model_fields["eval_data"].default
+        if config.eval_data == usual and not any(glob.glob(path) for path in config.eval_data):
             return None
         table = read_tables(prepared.settings, config.eval_data)
     columns: dict[str, Any] = {
