@@ -10,6 +10,7 @@ import pytest
 
 from gptoss_tools.errors import ConfigError, DataError, TrainingError
 from gptoss_tools.registry import register
+from gptoss_tools.rewards import batch_reward
 from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, phase_labels
 
@@ -171,6 +172,65 @@ def test_phases_that_a_metrics_name_cannot_tell_apart_get_numbers():
         "日 中": "日_中",
         "c": "c",
     }
+
+
+def test_of_several_rewards_each_is_logged_and_one_without_a_value_masks():
+    reward = DecisionReward(
+        TOKENIZER,
+        reward=["decision", "format"],
+        reward_weights=[2.0, 0.5],
+        invalid_reward="mask",
+    )
+    logged: dict[str, list[float]] = {}
+    rewards = call(
+        reward,
+        [FINAL + "[1]<|return|>", FINAL + "[9]<|return|>"],
+        log_metric=lambda name, value: logged.setdefault(name, []).append(value),
+    )
+    assert rewards == [pytest.approx(2 * 0.7 - 0.5), None]  # no tags: format earns -1
+    assert reward.__name__ == "sum"  # TRL logs rewards/sum/mean
+    first, second = reward.records
+    assert (first["reward_decision"], first["reward_format"]) == (0.7, -1.0)
+    assert (second["reward"], second["reward_decision"], second["reward_format"]) == (
+        None,
+        None,
+        -1.0,
+    )
+    assert logged["rewards/decision/mean"] == [0.7]
+    assert logged["rewards/format/mean"] == [-1.0, -1.0]
+    assert (logged["masked/decision"], logged["masked/format"]) == ([0.0, 1.0], [0.0, 0.0])
+    assert logged["masked/share"] == [0.5]
+
+
+@batch_reward("lab_counted")
+class Counted:
+    """Sees the batch at once, and the cells of every row."""
+
+    def __init__(self, settings):
+        self.batches = 0
+
+    def __call__(self, answers):
+        self.batches += 1
+        assert all(answered.row["prompt"] == "P" for answered in answers)
+        return [answered.row["level"] + answered.row["row"] for answered in answers]
+
+    def figures(self):
+        return {"lab/batches": float(self.batches)}
+
+
+def test_a_batch_is_scored_at_once_with_the_rows_cells_and_its_figures_are_logged():
+    reward = DecisionReward(TOKENIZER, reward="lab_counted")
+    logged: dict[str, float] = {}
+    cells = ['{"level": 0.5, "row": "of the table"}', '{"level": 2}']
+    rewards = call(reward, [FINAL, FINAL], log_metric=logged.__setitem__, cells=cells)
+    assert rewards == [4.5, 6.0]  # row 4; a table's own column of that name gives way
+    assert logged["lab/batches"] == 1.0
+    assert reward.__name__ == "lab_counted" and "reward_lab_counted" not in reward.records[0]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("decision", "mask"), ("format", None)])
+def test_only_rewards_of_actions_know_invalid_answers(name, expected):
+    assert DecisionReward(TOKENIZER, reward=name, invalid_reward="mask").invalid_reward == expected
 
 
 @register("reward", "lab_broken")

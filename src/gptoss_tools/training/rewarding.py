@@ -50,7 +50,8 @@ class DecisionReward:
     ):
         settings = settings or RewardSettings(**named)
         self.rewards = Rewards(settings)
-        self.invalid_reward = settings.invalid_reward
+        reads = {name for kind in self.rewards.kinds.values() for name in kind.reads}
+        self.invalid_reward = settings.invalid_reward if "invalid_reward" in reads else None
         self.pattern = compile_pattern(action_pattern)
         self.chat = chat_of(tokenizer)  # the trainer's own once there is a model
         self.labels = phase_labels(phases)
