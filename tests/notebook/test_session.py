@@ -211,3 +211,13 @@ def test_a_whole_model_is_loaded_anew_for_each_run(lab, config):
         first, second = train_grpo(whole, session), train_grpo(whole, session)
     one, two = (Run(state.run).model_path / "model.safetensors" for state in (first, second))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_quiet_session_shows_nothing_and_a_script_gets_lines(lab, config, capfd):
+    run_full_pipeline(config(max_steps=1))[0].close()
+    assert capfd.readouterr() == ("", "")
+    run_full_pipeline(config(max_steps=1, quiet=False, output_dir="said"))[0].close()
+    shown = capfd.readouterr()
+    assert "run folder said" in shown.err and "step 1/1" in shown.err
+    assert "final adapter of said" in shown.out and "PeftModel.from_pretrained" in shown.out
+    assert "\x1b" not in shown.err + shown.out  # no terminal, no colours
