@@ -5,8 +5,8 @@
 Makes a CSV file of legacy prompts (150 bytes) with four values per row; then, in one run and each
 as a process of its own: calc-reward on it, convert-harmony on what that wrote, check-data on the
 result. Beside the first two, on the first --sample rows of the same file: the row-by-row way
-(row_by_row.py says what it does), before and after, the faster time counting, scaled to all rows
-in proportion. Both are timed from opening the file to the file written, without Python's start and
+(row_by_row.py says what it does), before and after, the mean of both scaled to all rows in
+proportion. Both are timed from opening the file to the file written, without Python's start and
 imports, by the clock and in CPU seconds, which other work on the machine moves less. The values
 and prompts of the sample must come out equal. MB/s are of the input. Disk: 1.1 kB per row. With
 --out the figures go to data_commands.json.
@@ -79,7 +79,7 @@ class Bench:
         }
         for way, title in ways.items():
             each, each_cpu = (
-                min(pair) / self.sample for pair in zip(before[way], after[way], strict=True)
+                sum(pair) / 2 / self.sample for pair in zip(before[way], after[way], strict=True)
             )
             figures["row_by_row"][title] = {
                 "seconds_per_row": each,
@@ -154,6 +154,19 @@ def table(figures: list[dict[str, Any]]) -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *map(line, figures)])
 
 
+def goals(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times as fast as the first row-by-row way, by the clock and by CPU; the memory."""
+    found = []
+    for row in figures:
+        name = f"{row['command']}, {row['rows']} rows"
+        for way in list(row["row_by_row"].values())[:1]:
+            wanted = GOALS[row["command"]]
+            found.append(goal(f"{name}: times row by row", way["times"], wanted, "higher"))
+            found.append(goal(f"{name}: the same in CPU", way["times_cpu"], wanted, "higher"))
+        found.append(goal(f"{name}: peak memory, bytes", row["peak_rss"], MOST_MEMORY, "lower"))
+    return found
+
+
 def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -179,16 +192,8 @@ def main() -> None:
         bench.measure("check-data", harmony, {})
         record = {"machine": measuring.machine(bench.folder), "sample": bench.sample}
     print(table(bench.figures))
-    goals = []
-    for figures in bench.figures:
-        name = f"{figures['command']}, {options.rows} rows"
-        for title, way in figures["row_by_row"].items():
-            wanted = GOALS[figures["command"]]
-            goals.append(goal(f"{name}: times {title}", way["times"], wanted, "higher"))
-        memory = figures["peak_rss"]
-        goals.append(goal(f"{name}: bytes of memory at the peak", memory, MOST_MEMORY, "lower"))
     if options.out is not None:
-        record |= {"figures": bench.figures, "goals": goals}
+        record |= {"figures": bench.figures, "goals": goals(bench.figures)}
         write(options.out, "data_commands", f"{COMMAND} --rows {options.rows}", record)
 
 

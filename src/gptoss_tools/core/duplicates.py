@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gptoss_tools.core.table_writer import csv_lines
+from gptoss_tools.core.csv_lines import csv_lines
 from gptoss_tools.core.tables import text_column, values
 
 
