@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,6 +186,51 @@ def test_a_thought_that_the_prompt_begins_goes_on_in_the_answer(family):
     assert not quiet.thinking, "the template has closed the thought itself"
 
 
+def test_no_effort_turns_a_template_s_switch_for_thinking():
+    quiet, usual = chat(reasoning_effort="none"), chat()
+    shut = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert quiet.prompt(TOLD, reasoning_effort="none").endswith(shut) and not quiet.thinking
+    assert usual.prompt(TOLD).endswith("<|im_start|>assistant\n")
+    assert quiet.of_text(quiet.prompt(TOLD, reasoning_effort="none")).count("hour 3") == 1
+    end = next(iter(quiet.stops))
+    template = lab.QWEN.replace(
+        "{%- endif %}{%- endif %}", "{%- else %}{{- '<think>\n' }}{%- endif %}{%- endif %}"
+    )
+    said = [*ids(usual, "[1]"), end]
+    assert chat(template=template).parse(said).final is None  # it still thinks
+    assert chat(template=template, reasoning_effort="none").parse(said).final == "[1]"
+    with pytest.raises(ConfigError, match="no switch for it"):
+        chat("llama", reasoning_effort="none")
+
+
+TRLS = Path(find_spec("trl").origin).parent / "chat_templates"
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "thinking"),
+    [
+        ("deepseek_r1_distill", "<\uff5cend\u2581of\u2581sentence\uff5c>", True),
+        ("gemma3", "<end_of_turn>", False),
+        ("llama3_1", "<|eot_id|>", False),
+        ("phi3_5", "<|end|>", False),
+        ("qwen2_5", "<|im_end|>", False),
+        ("qwen3", "<|im_end|>", False),
+        ("qwen3_6", "<|im_end|>", True),
+    ],
+)
+def test_published_templates_are_understood(name, end, thinking):
+    known = lab.tokenizer("qwen", (TRLS / f"{name}.jinja").read_text(encoding="utf-8"))
+    known.add_special_tokens({"additional_special_tokens": [end], "bos_token": "<|endoftext|>"})
+    made = chat_of(known, date=DAY)
+    assert known.convert_ids_to_tokens(next(iter(made.stops))) == end
+    assert made.thinking is thinking
+    talk = [*TOLD, {"role": "assistant", "content": "[1]"}, {"role": "user", "content": "hour 4"}]
+    for messages in (TOLD, talk):
+        text = made.prompt(messages)
+        assert text.endswith(made.tail) and made.of_text(text) == text
+        assert all(message["content"] in text for message in messages)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen"])
 @settings(max_examples=60, deadline=None)
 @given(thought=st.text(max_size=12), said=st.text(max_size=12))
@@ -228,6 +276,8 @@ def test_gpt_oss_keeps_its_own_way():
     assert list(made.stops) == [15, 16, 17] and made.pad_id == 17
     with pytest.raises(DataError, match="not in Harmony form"):
         made.of_text("hour 3", from_table=True)
+    with pytest.raises(ConfigError, match="gpt-oss always thinks"):
+        chat_of(Tokenizer(), reasoning_effort="none")
     assert made.of_text("user: hour 3") == made.prompt(TOLD[1:])
 
 

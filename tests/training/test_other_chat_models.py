@@ -169,6 +169,18 @@ def test_a_run_with_shared_prompts_goes_its_steps(folder):
     assert outcome.steps == 3 and outcome.adapter.is_dir()
 
 
+def test_models_that_can_think_are_told_not_to(folder, family):
+    held = {"eval_steps": 1, "eval_data": [str(folder / "table.jsonl")], "eval_batch_size": 4}
+    wanted = settings(folder, "quiet", max_steps=1, reasoning_effort="none", **held)
+    if family == "llama":  # its template has no switch
+        with pytest.raises(ConfigError, match="no switch for it"):
+            train(wanted)
+        return
+    outcome = train(wanted)
+    assert outcome.regret is not None
+    assert completions(outcome.run)["prompt"].str.endswith("<think>\n\n</think>\n\n").all()
+
+
 def test_shared_prompts_are_refused_where_nobody_has_checked_them(folder, tmp_path):
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=400, n_positions=512)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")

@@ -102,9 +102,7 @@ def given_prompt(settings: AnswerSettings) -> str | None:
         raise ConfigError(f"`prompt_file` {settings.prompt_file} cannot be read: {error}") from None
 
 
-def asked_table(
-    settings: GenerateSettings | TestAdapterSettings, loaded: Loaded
-) -> DecisionTable:
+def asked_table(settings: GenerateSettings | TestAdapterSettings, loaded: Loaded) -> DecisionTable:
     """Read the tables of --data, their prompts rendered as TARGET reads them."""
     from ..core.data import load_table
     from ..evaluation.sources import find_source
@@ -124,6 +122,7 @@ def asked_table(
             source.base,
             date=settings.date,
             model_identity=settings.model_identity,
+            reasoning_effort=settings.reasoning_effort,
             fetch=not getattr(settings, "dry_run", False),  # test-adapter has none
         ),
     )

@@ -83,22 +83,25 @@ def chat_of(
     *,
     date: str | None = None,
     model_identity: str | None = None,
+    reasoning_effort: str = "medium",
     generation_config: Any = None,
 ) -> Chat:
     """Return how the model of this tokenizer is spoken to.
 
-    `date` (YYYY-MM-DD, default today) stands where a template prints today's; the model's
-    `generation_config` may know more tokens that end an answer. Raises ConfigError for a tokenizer
-    with neither gpt-oss's tokens nor a chat template.
+    `date` (YYYY-MM-DD, default today) stands where a template prints today's; `reasoning_effort` is
+    that of the prompts whose answers are read; the model's `generation_config` may know more tokens
+    that end an answer. Raises ConfigError for a tokenizer with neither gpt-oss's tokens nor a chat
+    template.
     """
     try:
-        return HarmonyChat(tokenizer, date=date, model_identity=model_identity)
+        harmony = HarmonyChat(tokenizer, date=date, model_identity=model_identity)
     except ConfigError:
         if tokenizer.chat_template:
             return TemplateChat(
                 tokenizer,
                 date=date,
                 model_identity=model_identity,
+                reasoning_effort=reasoning_effort,
                 generation_config=generation_config,
             )
         raise ConfigError(
@@ -106,6 +109,12 @@ def chat_of(
             "model, which goes on with a text and answers nobody",
             hint="use its chat or instruct version; gptoss train-sft trains base models too",
         ) from None
+    if reasoning_effort == "none":
+        raise ConfigError(
+            "reasoning_effort is none, and gpt-oss always thinks",
+            hint="--reasoning-effort low keeps it short",
+        )
+    return harmony
 
 
 class HarmonyPrompts:

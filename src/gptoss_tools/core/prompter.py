@@ -143,9 +143,7 @@ class ChatPrompter:
         messages = _as_messages(example)
         prompt = self.prompts.prompt(messages[:-1], reasoning_effort=self.effort)
         known = [self.prompts.checked(place, message) for place, message in enumerate(messages)]
-        whole = self.prompts.render(
-            known, add_generation_prompt=False, reasoning_effort=self.effort
-        )
+        whole = self.prompts.render(known, self.effort, add_generation_prompt=False)
         if not whole.startswith(prompt) or len(whole) == len(prompt):
             raise DataError(
                 "the tokenizer's chat template writes the prompt differently before an answer",

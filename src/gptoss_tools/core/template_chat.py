@@ -21,7 +21,9 @@ _QUESTION, _ANSWER = "QUESTION", "ANSWER"
 class TemplateChat(TemplatePrompts):
     """A tokenizer's chat template, and the answers of the model that reads what it writes.
 
-    Raises ConfigError for a template that does not open an answer, or where no token ends one.
+    Answers are read as those to prompts of `reasoning_effort`: whether a thought has begun depends
+    on it. Raises ConfigError for a template that does not open an answer or has no switch for the
+    effort `none`, and where no token ends an answer.
     """
 
     family = "chat template"
@@ -32,10 +34,11 @@ class TemplateChat(TemplatePrompts):
         *,
         date: str | None = None,
         model_identity: str | None = None,
+        reasoning_effort: str = "medium",
         generation_config: Any = None,
     ) -> None:
         super().__init__(tokenizer, date=date, model_identity=model_identity)
-        self.tail = self._tail()
+        self.tail = self._tail(reasoning_effort)
         self.thinking = self.tail.rfind(OPEN) > self.tail.rfind(CLOSE)
         opens, closes = self._token(OPEN), self._token(CLOSE)
         self.tags = None if opens is None or closes is None else (opens, closes)
@@ -108,11 +111,16 @@ class TemplateChat(TemplatePrompts):
         (thoughts if thinking else said).append(self.decode(here))
         return thoughts, "".join(said), thinking
 
-    def _tail(self) -> str:
+    def _tail(self, effort: str) -> str:
         """What the template writes behind the last question, where the answer begins."""
         question = [{"role": "user", "content": _QUESTION}]
         try:
-            text = self.render(question, add_generation_prompt=True)
+            text = self.render(question, effort)
+            if effort == "none" and text == self.render(question):
+                raise ConfigError(
+                    "reasoning_effort is none, and the model's chat template has no switch for it",
+                    hint="leave it out: the model thinks, or not, as it was trained to",
+                )
         except DataError as error:
             raise ConfigError(f"the model cannot be asked anything: {error}") from error
         tail = text.rpartition(_QUESTION)[2]

@@ -13,6 +13,9 @@ import jinja2
 from gptoss_tools.errors import ConfigError, DataError, first_line
 
 OPEN, CLOSE = "<think>", "</think>"
+SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the switch that keeps a model from thinking before it answers."""
+
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -42,7 +45,7 @@ class TemplatePrompts:
         if not messages:
             raise DataError("the prompt has no messages")
         said = [self.checked(place, message) for place, message in enumerate(messages)]
-        text = self.render(said, add_generation_prompt=True, reasoning_effort=reasoning_effort)
+        text = self.render(said, reasoning_effort)
         left = text
         for place in sorted(range(len(said)), key=lambda i: -len(said[i]["content"])):
             # Templates trim contents and leave out what an earlier answer had thought.
@@ -56,16 +59,29 @@ class TemplatePrompts:
             left = left.replace(content, "\x00", 1)
         return text
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """What the template makes of messages; DataError where it refuses them."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        reasoning_effort: str = "medium",
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """What the template makes of messages; DataError where it refuses them.
+
+        The effort `none` turns the switch that some templates have for thinking.
+        """
+        effort: dict[str, Any] = {"reasoning_effort": reasoning_effort}
+        if reasoning_effort == "none":
+            effort = dict.fromkeys(SWITCHES, False)
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     list(messages),
                     chat_template=self.template,
                     tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
                     **self.variables,
-                    **options,
+                    **effort,
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:

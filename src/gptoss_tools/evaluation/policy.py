@@ -147,7 +147,7 @@ class Policy:
             generated = self._generate([encoded[i] for i in rows], known_as, decoding)
             seconds = (time.perf_counter() - start) / len(rows)
             for i, ids in zip(rows, generated, strict=True):
-                yield self._read(i, ids, counts[i], named[i], pattern, seconds)
+                yield self._read(chat, i, ids, counts[i], named[i], pattern, seconds)
 
     def stream(
         self,
@@ -162,11 +162,12 @@ class Policy:
         """Answer one prompt while it is generated; the same tokens as `answer([prompt])` gives."""
         decoding = decoding or DecodingSettings.model_validate({})
         pattern = compile_pattern(action_pattern)
-        encoded = self._encode(prompt, 0, settings, self._chat(settings))
+        chat = self._chat(settings)
+        encoded = self._encode(prompt, 0, settings, chat)
 
         def pieces() -> Generator[tuple[str | None, str], None, Answer]:
             start, ids = time.perf_counter(), []
-            reader = self.chat.reader()
+            reader = chat.reader()
             tokens = stream_tokens(lambda **more: self._call([encoded], [0], decoding, **more))
             for token in tokens:
                 ids.append(token)
@@ -174,7 +175,8 @@ class Policy:
                     yield piece
             if piece := reader.close():
                 yield piece
-            return self._read(0, ids, n_actions, names, pattern, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            return self._read(chat, 0, ids, n_actions, names, pattern, seconds)
 
         return Stream(pieces())
 
@@ -185,6 +187,7 @@ class Policy:
             self.tokenizer,
             date=settings.date,
             model_identity=settings.model_identity,
+            reasoning_effort=settings.reasoning_effort,
             generation_config=getattr(self.model, "generation_config", None),
         )
 
@@ -248,6 +251,7 @@ class Policy:
 
     def _read(
         self,
+        chat: Chat,
         index: int,
         ids: list[int],
         n_actions: int | None,
@@ -255,7 +259,7 @@ class Policy:
         pattern: Any,
         seconds: float,
     ) -> Answer:
-        completion = self.chat.parse(ids)
+        completion = chat.parse(ids)
         decision = parse_action(completion, n_actions, pattern, names)
         return Answer(index, self.chat.decode(ids), completion, decision, len(ids), seconds)
 

@@ -134,6 +134,7 @@ def _table(
             source.base,
             date=settings.date,
             model_identity=settings.model_identity,
+            reasoning_effort=settings.reasoning_effort,
             fetch=not settings.dry_run,
         ),
     )

@@ -16,6 +16,7 @@ def prompts_for(
     *,
     date: str | None = None,
     model_identity: str | None = None,
+    reasoning_effort: str = "medium",
     fetch: bool = True,
 ) -> Prompts:
     """Return how prompts for a model are written; gpt-oss needs no file of it, others a tokenizer.
@@ -27,7 +28,12 @@ def prompts_for(
         return HarmonyPrompts(date, model_identity)
     if not fetch and not Path(name).is_dir():
         return RawPrompts()
-    return chat_of(load_tokenizer(name), date=date, model_identity=model_identity)
+    return chat_of(
+        load_tokenizer(name),
+        date=date,
+        model_identity=model_identity,
+        reasoning_effort=reasoning_effort,
+    )
 
 
 def reads_harmony(name: str | Path) -> bool:

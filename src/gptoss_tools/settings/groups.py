@@ -11,7 +11,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
-Effort = Literal["low", "medium", "high"]
+Effort = Literal["none", "low", "medium", "high"]
 
 
 def spelled(name: str) -> str:
@@ -74,12 +74,16 @@ class OverwriteSettings(DryRunSettings):
 
 
 class PromptSettings(Settings):
-    """What the Harmony system message says."""
+    """What the Harmony system message says, and what other models' chat templates are told."""
 
     date: str | None = Field(
         None, description="Date in the system message, YYYY-MM-DD (default: today)."
     )
-    reasoning_effort: Effort = Field("medium", description="Reasoning level in the system message.")
+    reasoning_effort: Effort = Field(
+        "medium",
+        description="Reasoning level in the system message; `none` turns the switch for thinking "
+        "that other models' chat templates have, which gpt-oss's has not.",
+    )
     model_identity: str | None = Field(
         None, description="First line of the system message (default: the template's own)."
     )

@@ -66,6 +66,7 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
         stop_at_action: bool = False,
         skip_silent: bool = False,
         resample_rounds: int = 0,
+        reasoning_effort: str = "medium",
         allow_changes: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -89,7 +90,9 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
                 hint="a step draws distinct rows: lower prompts_per_step or add rows",
             )
         decoding: Any = model.generation_config
-        reward.chat = chat = chat_of(tokenizer, generation_config=decoding)
+        reward.chat = chat = chat_of(
+            tokenizer, reasoning_effort=reasoning_effort, generation_config=decoding
+        )
         tokenizer.pad_token = chat.pad_token
         # Generation stops at any of these; TRL reads the list from here.
         decoding.eos_token_id = list(chat.stops)
@@ -137,6 +140,7 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
             stop_at_action=settings.stop_at_action,
             skip_silent=settings.zero_signal != "keep",
             resample_rounds=settings.resample_rounds if settings.zero_signal == "resample" else 0,
+            reasoning_effort=settings.reasoning_effort,
             allow_changes=settings.allow_changes,
             callbacks=callbacks,
         )

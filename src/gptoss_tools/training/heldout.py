@@ -124,6 +124,7 @@ def greedy(
                 [int(table.n_actions[row]) for row in mine],
                 names=None if names is None else [names[row] for row in mine],
                 decoding=decoding,
+                prompt=settings,
                 action_pattern=settings.action_pattern,
             )
             return [(mine[answer.index], answer) for answer in answers]

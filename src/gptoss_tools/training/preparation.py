@@ -107,7 +107,12 @@ def prepare(
         settings, config, device, tokens=_tokens(settings), held_bytes=held_bytes
     )
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
-    chat = chat_of(tokenizer, date=settings.date, model_identity=settings.model_identity)
+    chat = chat_of(
+        tokenizer,
+        date=settings.date,
+        model_identity=settings.model_identity,
+        reasoning_effort=settings.reasoning_effort,
+    )
     if settings.action_gradient == "exact" and not isinstance(chat, HarmonyChat):
         raise ConfigError(
             "action_gradient exact finds the beginning of an answer by gpt-oss's channels, which "
@@ -227,7 +232,11 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
     require_tracker(settings.report_to)
     Rewards(settings)  # refuses what is none
     chat = prompts_for(
-        settings.model, date=settings.date, model_identity=settings.model_identity, fetch=False
+        settings.model,
+        date=settings.date,
+        model_identity=settings.model_identity,
+        reasoning_effort=settings.reasoning_effort,
+        fetch=False,
     )
     table = _table(settings, run.config.get("cwd") if run else None, chat)
     folder = run.path if run else Path(settings.output_dir or next_free())
