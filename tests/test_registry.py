@@ -30,6 +30,13 @@ def test_an_unknown_name_names_the_nearest_one():
     assert "did you mean boltzmann?" in caught.value.hint
 
 
+def test_a_module_that_ends_the_program_when_imported_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_script_here.py").write_text("raise SystemExit(5)\n")
+    with pytest.raises(ConfigError, match=r"cannot import a_script_here \(SystemExit: 5\)"):
+        registry.get("reward", "a_script_here:f")
+
+
 def test_an_address_is_imported_also_from_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
     (tmp_path / "my_rewards_here.py").write_text("class Box:\n    f = staticmethod(abs)\n")

@@ -73,7 +73,7 @@ def _load(kind: str, address: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end at once
         raise ConfigError(
             f"{kind} {address!r}: cannot import {module_name} ({type(error).__name__}: {error})",
             hint="check the spelling, and that the module imports on its own",

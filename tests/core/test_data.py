@@ -256,5 +256,5 @@ def test_messages_are_told_from_text():
     assert as_messages([{"role": "user", "content": "x", "thinking": None}]) == [
         {"role": "user", "content": "x"}
     ]
-    for text in ("[1, 2]", "[not json", "plain", "[]", None, 3.0):
+    for text in ("[1, 2]", "[not json", "[" * 100_000, "plain", "[]", None, 3.0):
         assert as_messages(text) is None

@@ -212,6 +212,11 @@ def test_files_that_are_no_json_or_no_array_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read as JSON") as caught:
         load_instructions(str(lines))
     assert ".jsonl" in caught.value.hint
+    lines.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        load_instructions(str(lines))
+    with pytest.raises(DataError, match="neither messages nor their JSON text"):
+        load_instructions(write(tmp_path / "e.json", [{"messages": "[" * 100_000}]))
     with pytest.raises(DataError, match="no JSON array"):
         load_instructions(write(tmp_path / "b.json", {"data": []}))
     with pytest.raises(DataError, match="row 1 is not a JSON object"):

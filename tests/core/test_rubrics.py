@@ -157,6 +157,7 @@ def test_among_categories_an_item_without_one_gets_it_from_its_weight():
         ("  \n", "row 1: the rubric has no items"),
         ("[]", "row 1: the rubric has no items"),
         ('[{"description": "a"', "row 1: the rubric is broken JSON"),
+        ('[{"description": ' + "[" * 100_000, "row 1: the rubric is broken JSON"),
         ([{"title": "a"}], "rubric item 1 has no description"),
         (["Essential Criteria: "], "rubric item 1 has no description"),
         (["a", 3], "rubric item 2 is a int, not text or an object"),

@@ -207,6 +207,10 @@ def test_a_single_reward_is_summed_to_its_own_bits():
     ("changes", "message"),
     [
         ({"reward": ["exact", "exact"]}, "twice"),
+        ({"reward": ["format"], "answer_tags": ["<a>", "<a>"]}, "four different tags"),
+        ({"reward": ["format"], "answer_tags": ["<reasoning>", "</a>"]}, "four different tags"),
+        ({"reward": ["format"], "answer_tags": [" ", "</a>"]}, "four different tags"),
+        ({"answer_tags": ["<a>,,</a>"]}, "at least 2"),
         ({"reward": ["exact"], "reward_weights": [1, 2]}, "2 numbers for 1 rewards"),
         ({"reward": []}, "at least 1"),
         ({"invalid_reward": "drop"}, "mask"),
@@ -224,6 +228,8 @@ def test_lists_may_be_written_with_commas():
     assert found.reward == ["format", "exact", "a.b:f"]
     assert found.reward_weights == [0.5, 1.0, 2.0]
     assert (found.rubric_weights, found.judge_prices) == ([1.0, 0.7, 0.3, 0.9], [2.0, 8.0])
+    tags = RewardSettings(answer_tags="<a>,</a>", reasoning_tags=["(,", "),"])  # type: ignore[arg-type]
+    assert (tags.answer_tags, tags.reasoning_tags) == (["<a>", "</a>"], ["(,", "),"])
 
 
 def test_an_old_runs_single_name_is_a_list_of_one():

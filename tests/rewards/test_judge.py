@@ -12,7 +12,7 @@ import judge_lab as lab
 import pytest
 from judge_lab import ScriptedJudge, question, says, sends, settings
 
-from gptoss_tools.errors import ConfigError, MachineError, TrainingError
+from gptoss_tools.errors import ConfigError, GptossError, MachineError, TrainingError
 from gptoss_tools.rewards.judge import Judge
 
 TANK = says({"word": "tank"})
@@ -252,9 +252,20 @@ def test_what_is_missing_is_said_before_anything_is_asked():
         with pytest.raises(ConfigError, match="judge_model") as error:
             Judge(settings(server, judge_model=None))
         assert "--judge-model" in (error.value.hint or "")
-        with pytest.raises(ConfigError, match="judge_url"):
-            Judge(settings(server, judge_url="localhost:8000/v1"))
+        for url in ("localhost:8000/v1", "http://h:99999/v1", "http://[::1/v1", "http:///v1"):
+            with pytest.raises(ConfigError, match="judge_url"):
+                Judge(settings(server, judge_url=url))
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("OPENAI_API_KEY", "schl\u00fcssel", "OPENAI_API_KEY"), ("HTTPS_PROXY", "a://b", "a://b")],
+)
+def test_a_machine_from_which_no_judge_can_be_asked_is_refused(name, value, message, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with ScriptedJudge() as server, pytest.raises(GptossError, match=message):
+        Judge(settings(server))
 
 
 def test_it_can_be_asked_inside_a_running_loop():

@@ -72,7 +72,7 @@ def as_messages(cell: Any) -> list[dict[str, Any]] | None:
     if isinstance(cell, str) and cell.lstrip()[:1] == "[":
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if isinstance(cell, list) and cell and all(isinstance(m, dict) and "role" in m for m in cell):
         # Parquet stores one schema for all messages and fills absent keys with None.

@@ -138,7 +138,7 @@ def _conversation(cell: Any, where: str, turns: str) -> Iterator[Example]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{where}: neither messages nor their JSON text") from None
     if not isinstance(cell, list) or not cell:
         raise DataError(f"{where}: no messages")

@@ -93,7 +93,7 @@ def _from_text(text: str, where: str) -> list[Any]:
     if re.match(r'\s*\[\s*[{"\]]', text):
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: the rubric is broken JSON ({error})") from error
     lines = [line for line in text.splitlines() if line.strip()]
     numbered = [n for n, line in enumerate(lines) if _NUMBER.match(line)]

@@ -121,7 +121,7 @@ def _frames(path: Path, encoding: str, delimiter: str) -> Iterator[pd.DataFrame]
     try:
         text = path.read_text(encoding="utf-8-sig" if encoding == "utf-8" else encoding)
         rows = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         hint = "one object per line is JSONL: name such a file .jsonl"
         raise DataError(f"{path} cannot be read as JSON: {first_line(error)}", hint) from error
     if not isinstance(rows, list):

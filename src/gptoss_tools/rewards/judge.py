@@ -8,10 +8,10 @@ unreadable, judgements kept on disk, and counters. Leaves out what is asked (rew
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -52,7 +52,7 @@ class Judge:
                 "a reward needs a judge, and judge_model names none",
                 hint="--judge-model NAME; --judge-url http://localhost:8000/v1 for your own",
             )
-        if settings.judge_url and not re.match(r"https?://[^/]", settings.judge_url):
+        if settings.judge_url and not _is_address(settings.judge_url):
             raise ConfigError("judge_url is not of the form http://HOST:PORT/v1")
         self.settings = settings
         self.kept = Judgements(settings.judge_cache)
@@ -199,7 +199,14 @@ class Judge:
             )
 
         try:
-            return make(None)
+            client = make(None)
+            if not client.api_key.isascii():
+                raise MachineError(
+                    "OPENAI_API_KEY holds a character that no key has", hint="set it again"
+                )
+            return client
+        except ValueError as error:  # a proxy of a kind that is not known, say
+            raise ConfigError(f"the judge cannot be reached like this: {error}") from error
         except openai.OpenAIError as error:
             if self.settings.judge_url is None:
                 raise MachineError(
@@ -212,6 +219,14 @@ class Judge:
         """Keep an error for people; an endpoint may echo the key in one."""
         key = client.api_key
         self.last_error = (what.replace(key, "***") if key else what).strip()[:300]
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no such port, or half of an IPv6 address
+        return False
 
 
 def _refused(error: Exception, body: Mapping[str, Any]) -> frozenset[str]:

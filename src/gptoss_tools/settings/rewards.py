@@ -21,6 +21,12 @@ def by_commas(value: Any) -> Any:
     return [part for part in parts if part != ""]
 
 
+def pair_by_comma(value: Any) -> Any:
+    """Let one text with one comma stand for two: `--answer-tags '<a>,</a>'`."""
+    given = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return given.split(",") if isinstance(given, str) and given.count(",") == 1 else value
+
+
 class TagSettings(Settings):
     """The structure that prompts ask for and the reward `format` looks for."""
 
@@ -30,6 +36,8 @@ class TagSettings(Settings):
     answer_tags: Pair = Field(
         ["<answer>", "</answer>"], description="What opens and closes the answer."
     )
+
+    _split_tags = field_validator("reasoning_tags", "answer_tags", mode="before")(pair_by_comma)
 
 
 class JudgeSettings(Settings):
@@ -105,6 +113,11 @@ class RewardSettings(TagSettings, JudgeSettings):
             )
         if len(set(self.reward)) < len(self.reward):
             raise ValueError("reward names one reward twice")
+        tags = {tag.strip() for tag in (*self.reasoning_tags, *self.answer_tags)} - {""}
+        if "format" in self.reward and len(tags) < 4:
+            raise ValueError(
+                "the reward format needs reasoning_tags and answer_tags to be four different tags"
+            )
         return self
 
 
