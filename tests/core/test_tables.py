@@ -201,6 +201,12 @@ def test_other_broken_files_say_so(tmp_path, name, raw, message):
         list(read_chunks(tmp_path / name))
 
 
+def test_numbers_of_json_are_read_as_python_reads_them():
+    cells = [1, 2**60 + 1, 0.5, None, math.nan]
+    found = numbers(pd.DataFrame({"q": pd.Series(cells, dtype=object)}), "q", "x")
+    np.testing.assert_array_equal(found, [1.0, float(2**60 + 1), 0.5, math.nan, math.nan])
+
+
 def test_cells_that_are_no_numbers_are_named_and_shortened():
     for cells, shown in (
         (pd.array(pd.to_datetime(["2020-01-01"]), pd.ArrowDtype(pa.timestamp("us"))), "datetime"),

@@ -23,6 +23,7 @@ from gptoss_tools.core.tables import SUFFIXES, text_bytes, values
 from gptoss_tools.errors import DataError, GptossError, RunFolderError
 
 _TEXT = pa.large_string()  # a column of a chunk may hold more than 2 GB
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class TableWriter:
@@ -61,9 +62,10 @@ class TableWriter:
             self._columns = list(frame.columns)
         if self.suffix == ".jsonl":
             columns = [_json_values(frame, name) for name in frame.columns]
+            names = list(frame.columns)
             for row in zip(*columns, strict=True):
-                record = dict(zip(frame.columns, row, strict=True))
-                self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                record = dict(zip(names, row, strict=True))
+                self._file.write(_ENCODE(record).encode() + b"\n")
         elif list(frame.columns) != self._columns:
             raise DataError(f"{self.target}: the columns of later rows differ from the first ones")
         elif self.suffix == ".csv":

@@ -9,6 +9,7 @@ it). Leaves out what the columns mean (core.data).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -117,16 +118,21 @@ def numbers(frame: pd.DataFrame, column: str, where: str, first_row: int = 1) ->
             return pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             cells = cells.to_pylist()  # some cell is odd: find out which, at Python's pace
+    else:
+        cells = frame[column].tolist()
+        if set(map(type, cells)) <= {float, int, type(None)}:
+            with contextlib.suppress(OverflowError):
+                return np.array(cells, float)
     return np.array([_number(c, where, first_row + i, column) for i, c in enumerate(cells)], float)
 
 
 def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataFrame]:
-    row, empty = 0, True
+    row, empty, encoding = 0, True, codec_of(encoding)
     with path.open("rb") as file:
         while lines := _lines(file, chunk_rows):
             records = []
             for line in lines:
-                text = _decode(line, codec_of(encoding), path, row + 1)
+                text = _decode(line, encoding, path, row + 1)
                 if not text.strip():
                     continue
                 row += 1
@@ -136,7 +142,7 @@ def _read_jsonl(path: Path, encoding: str, chunk_rows: int) -> Iterator[pd.DataF
                     raise DataError(f"{path} row {row} is not JSON: {error}") from error
                 if not isinstance(record, dict):
                     raise DataError(f"{path} row {row} is not a JSON object")
-                if _HALF_CHARACTER.search(text):
+                if "\\u" in text and _HALF_CHARACTER.search(text):
                     _refuse_half_characters(record, f"{path} row {row}")
                 records.append(record)
             columns = list(dict.fromkeys(name for record in records for name in record))
