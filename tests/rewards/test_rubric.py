@@ -1,6 +1,7 @@
 """The reward `rubric`: hand-computed, and asked of judges on loopback."""
 
 import json
+from contextlib import nullcontext
 
 import judge_lab as lab
 import pytest
@@ -222,3 +223,18 @@ def test_a_broken_rubric_is_found_before_training(tmp_path):
     with pytest.raises(DataError, match="row 2: rubric item 1 is a pitfall") as error:
         read_tables(TrainSettings(reward=["rubric"]), [str(table)])
     assert str(table) in str(error.value)
+    table.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(DataError, match="row 1: the items of the rubric weigh nothing together"):
+        read_tables(TrainSettings(reward=["rubric"], rubric_weights=[0, 0, 0, 0]), [str(table)])
+
+
+def test_the_overlap_with_a_broken_rubric_is_refused_before_training_and_blank_ones_pass(tmp_path):
+    prompt = [{"role": "user", "content": "Tank?"}]
+    table = tmp_path / "table.jsonl"
+    unclear = "Pitfall: Does not mention the tank"  # a judge would have to know, words do not
+    for cells, broken in ((["1. a", None, " ", unclear], False), (["1. a", '[{"a": 1}]'], True)):
+        lines = (json.dumps({"prompt": prompt, "rubric": cell}) for cell in cells)
+        table.write_text("\n".join(lines) + "\n")
+        expected = pytest.raises(DataError, match="row 2: rubric item 1 has no description")
+        with expected if broken else nullcontext():
+            read_tables(TrainSettings(reward=["rubric-overlap"]), [str(table)])

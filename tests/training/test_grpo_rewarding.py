@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -226,6 +227,16 @@ def test_a_batch_is_scored_at_once_with_the_rows_cells_and_its_figures_are_logge
     assert rewards == [4.5, 6.0]  # row 4; a table's own column of that name gives way
     assert logged["lab/batches"] == 1.0
     assert reward.__name__ == "lab_counted" and "reward_lab_counted" not in reward.records[0]
+
+
+def test_a_batch_that_is_masked_as_a_whole_is_said_once(caplog):
+    reward = DecisionReward(TOKENIZER, reward=["exact", "format"])
+    for answers in (["[0]", None], [None, None], [None, None]):
+        cells = [json.dumps({"answer": answer}) for answer in answers]
+        call(reward, [FINAL + "[0]<|return|>"] * 2, cells=cells)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no answer of a batch has a reward (exact): masked answers teach nothing"
+    ]
 
 
 @pytest.mark.parametrize(("name", "expected"), [("decision", "mask"), ("format", None)])

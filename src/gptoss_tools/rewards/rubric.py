@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from gptoss_tools.core.columns import is_blank
 from gptoss_tools.core.completions import split_text
 from gptoss_tools.core.data import as_messages
 from gptoss_tools.core.harmony import is_harmony
@@ -75,7 +76,7 @@ class Rubric:
 
     def __init__(self, settings: RewardSettings):
         self.mode = settings.rubric_mode
-        self.weights: Weights = dict(zip(CATEGORIES, settings.rubric_weights, strict=True))
+        self.weights = weights_of(settings)
         self.judge = Judge(settings)
 
     def __call__(self, answers: Sequence[Answered]) -> list[float | None]:
@@ -93,10 +94,7 @@ class Rubric:
     def _rubric(self, answered: Answered) -> list[RubricItem]:
         number = answered.row.get("row")
         where = "a rubric" if number is None else f"row {number + 1}"
-        items = parse_rubric(answered.row["rubric"], where)
-        if not sum(weight_of(item, self.weights) for item in items):
-            raise DataError(f"{where}: the items of the rubric weigh nothing together")
-        return items
+        return weighing_items(answered.row["rubric"], where, self.weights)
 
     def _question(self, answered: Answered, items: list[RubricItem]) -> Question:
         prompt = _conversation(answered.row.get("prompt", answered.prompt))
@@ -113,6 +111,30 @@ class Rubric:
         if self.mode == "implicit":
             return (judgement.rating - 1) / 9
         return explicit_reward(items, judgement.verdicts, self.weights)
+
+
+def refuse_broken(cell: Any, where: str, settings: RewardSettings) -> None:
+    """Raise DataError, starting with `where`, for a rubric that a chosen reward could not use."""
+    if "rubric" in settings.reward:
+        weighing_items(cell, where, weights_of(settings))
+    elif "rubric-overlap" in settings.reward and not is_blank(cell):
+        parse_rubric(cell, where, pitfalls="negative")
+
+
+def weighing_items(cell: Any, where: str, weights: Weights) -> list[RubricItem]:
+    """The items of a rubric; DataError where there are none, or none that counts."""
+    items = parse_rubric(cell, where)
+    if not sum(weight_of(item, weights) for item in items):
+        raise DataError(
+            f"{where}: the items of the rubric weigh nothing together",
+            hint="look at rubric_weights and at the items' own",
+        )
+    return items
+
+
+def weights_of(settings: RewardSettings) -> Weights:
+    """The weight of each category."""
+    return dict(zip(CATEGORIES, settings.rubric_weights, strict=True))
 
 
 def explicit_reward(

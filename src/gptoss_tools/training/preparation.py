@@ -26,7 +26,6 @@ from gptoss_tools.core.chat import HarmonyChat, Prompts, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.columns import is_blank
 from gptoss_tools.core.data import DecisionTable, load_table
-from gptoss_tools.core.rubrics import parse_rubric
 from gptoss_tools.core.runs import Run
 from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError
 from gptoss_tools.evaluation.earned import by_reward
@@ -48,6 +47,7 @@ from gptoss_tools.models.machine import (
 )
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.rewards.combined import Rewards, needed, reads_only_values
+from gptoss_tools.rewards.rubric import refuse_broken
 from gptoss_tools.settings import RewardSettings, TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config, token_counts
 from gptoss_tools.training.heldout import overlap
@@ -326,9 +326,9 @@ def read_tables(
         prompts=chat,
         **needed(settings),
     )
-    if "rubric" in settings.reward:  # hours before a broken one would be met
+    if "rubric" in table.columns:  # hours before a broken one would be met
         for row, cell in enumerate(table.columns["rubric"]):
-            parse_rubric(cell, table.where(row))
+            refuse_broken(cell, table.where(row), settings)
     return table
 
 

@@ -56,6 +56,7 @@ class DecisionReward:
         self.chat = chat_of(tokenizer)  # the trainer's own once there is a model
         self.labels = phase_labels(phases)
         self.records: list[Record] = []
+        self._warned = False
         # TRL names its metrics after it.
         self.__name__ = "sum" if len(self.rewards.kinds) > 1 else next(iter(self.rewards.kinds))
 
@@ -88,6 +89,7 @@ class DecisionReward:
         read = zip(prompts, completion_ids, rows, strict=True)
         answers = [self._read(prompt, ids, row) for prompt, ids, row in read]
         scores = self.rewards(answers)
+        self._warn_of_nothing(scores)
         texts = map(self.chat.decode, completion_ids)
         self.records = [
             record_of(answer, text, scores, place)
@@ -99,6 +101,17 @@ class DecisionReward:
             for name, value in [*found, *apart(scores), *self.rewards.figures().items()]:
                 log_metric(name, value)
         return scores.total
+
+    def _warn_of_nothing(self, scores: Scores) -> None:
+        """Say once that a whole batch was masked: a run could go on like that to its end."""
+        if self._warned or not scores.total or any(s is not None for s in scores.total):
+            return
+        self._warned = True
+        names = [n for n, each in scores.apart.items() if all(s is None for s in each)]
+        logger.warning(
+            "no answer of a batch has a reward (%s): masked answers teach nothing",
+            ", ".join(names or scores.apart),
+        )
 
     def _read(self, prompt: str, ids: Sequence[int], columns: dict[str, Any]) -> Answered:
         completion = self.chat.parse(ids)
