@@ -18,6 +18,7 @@ from gptoss_tools.settings import ResumeSettings, TrainSettings
 from gptoss_tools.training.train import plan, resume, train
 
 REWARDS = '''
+import itertools
 import zlib
 
 
@@ -25,6 +26,15 @@ def length(answered, settings):
     """About one in four is unknown."""
     number = zlib.crc32(repr(answered.completion).encode())
     return None if number % 4 == 0 else number % 101 / 100 + answered.row["level"]
+
+
+calls = itertools.count()
+
+
+def third(answered, settings):
+    """Unknown on every third call: sure to mask some and not all."""
+    call = next(calls)
+    return None if call % 3 == 0 else call / 100
 
 
 def row_of(prompts, completions, **kwargs):
@@ -67,32 +77,34 @@ def settings(place: Path, name: str = "run", **changes) -> TrainSettings:
 
 
 def test_several_rewards_are_summed_logged_and_kept_apart(place):
-    train(settings(place, max_steps=2))
+    train(
+        settings(place, max_steps=2, reward=["format", "chat_rewards:third", "chat_rewards:row_of"])
+    )
     run = Run(place / "run")
     with run.completions_path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    names = ["reward_format", "reward_length", "reward_row_of"]
+    names = ["reward_format", "reward_third", "reward_row_of"]
     assert list(rows[0])[-3:] == names and len(rows) == 2 * 2 * 4
     masked = 0
     for row in rows:
         case = int(row["prompt"].split("case ")[1][0])
         assert row["reward_format"] == "-1.0" and float(row["reward_row_of"]) == case / 10
-        masked += row["reward_length"] == ""
-        if row["reward_length"]:
-            total = 0.5 * -1 + float(row["reward_length"]) + 2 * case / 10
+        masked += row["reward_third"] == ""
+        if row["reward_third"]:
+            total = 0.5 * -1 + float(row["reward_third"]) + 2 * case / 10
             assert float(row["reward"]) == pytest.approx(total, abs=1e-9)
         else:
             assert row["reward"] == ""  # one unknown reward masks the completion
     records = read_metrics(run.metrics_path)
     for step, record in enumerate(records):
         own = rows[8 * step : 8 * step + 8]
-        known = [float(row["reward_length"]) for row in own if row["reward_length"]]
+        known = [float(row["reward_third"]) for row in own if row["reward_third"]]
         assert record["rewards_format_mean"] == -1.0 and record["masked_format"] == 0.0
-        assert record["rewards_length_mean"] == pytest.approx(np.mean(known), abs=1e-6)
-        assert record["masked_length"] == record["masked_share"] == 1 - len(known) / 8
+        assert record["rewards_third_mean"] == pytest.approx(np.mean(known), abs=1e-6)
+        assert record["masked_third"] == record["masked_share"] == 1 - len(known) / 8
         sums = [float(row["reward"]) for row in own if row["reward"]]
         assert record["rewards_sum_mean"] == pytest.approx(np.mean(sums), abs=1e-6)
-    assert 0 < masked < len(rows)
+    assert masked == 6  # calls 0, 3, ... 15 of 16
 
 
 def test_the_best_adapter_on_held_out_rows_earns_the_most(place):
