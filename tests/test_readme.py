@@ -1,4 +1,4 @@
-"""The Python that README.md shows is run as it stands there, with fewer steps."""
+"""The Python that the README and docs/notebook.md show is run as it stands there, for one step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ def python_blocks(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_readmes_python_trains(repository, tmp_path, monkeypatch, cache_dir, tiny, capsys):
-    [block] = python_blocks((repository / "README.md").read_text(encoding="utf-8"))
-    shorter, replaced = re.subn(r"max_steps=\d+", "max_steps=1", block)
-    assert replaced == 1
+@pytest.mark.parametrize("page", ["README.md", "docs/notebook.md"])
+def test_the_python_of_a_page_trains(page, repository, tmp_path, monkeypatch, cache_dir, tiny):
     # A checkout, as far as the lines can see, and a home whose cache holds the tiny model.
     Path("data").symlink_to(repository / "data", target_is_directory=True)
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/gptoss").symlink_to(cache_dir, target_is_directory=True)
     monkeypatch.setenv("HOME", str(tmp_path))
-    exec(compile(shorter, "README.md", "exec"), {})
-    assert (tmp_path / "runs/grpo-001/adapter/adapter_model.safetensors").is_file()
-    assert (tmp_path / "exports/grpo-001-adapter/adapter_model.safetensors").is_file()
-    assert "[final]" in capsys.readouterr().out
+    blocks = python_blocks((repository / page).read_text(encoding="utf-8"))
+    assert blocks
+    for number, block in enumerate(blocks, 1):
+        shorter, replaced = re.subn(r"max_steps=\d+", "max_steps=1", block)
+        assert replaced == 1
+        exec(compile(shorter, page, "exec"), {})
+        run = tmp_path / f"runs/grpo-{number:03d}"
+        assert (run / "adapter/adapter_model.safetensors").is_file()
