@@ -234,6 +234,14 @@ def test_the_commands_answer_evaluate_and_show(gptoss, whole, folder):
     assert code == 0, err
     found = json.loads(out)
     assert found["n_rows"] == 4 and {p["name"] for p in found["policies"]} >= {"policy", "base"}
+    code, out, err = gptoss("export", whole, "--out", "merged", "--json")
+    assert code == 0 and json.loads(out)["format"] == "merged", err
+    code, out, err = gptoss("verify-export", "merged", "--json")
+    assert code == 0, err
+    code, out, err = gptoss("test-adapter", whole, *data, "--row", "2", *short)
+    said = json.loads(out)["channels"]
+    code, out, err = gptoss("test-adapter", "merged", *data, "--row", "2", *short)
+    assert code == 0 and json.loads(out)["channels"] == said, err
 
 
 def test_supervised_training_learns_the_best_actions_in_the_model_s_own_form(

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.export.plan import Progress
 from gptoss_tools.export.record import ExportReport
-from gptoss_tools.models.names import is_gpt_oss
+from gptoss_tools.models.names import is_gpt_oss, is_other_family
 
 
 class Format(NamedTuple):
@@ -51,19 +51,22 @@ def export(
 ) -> ExportReport:
     """Write base + adapter to `out_dir`; the folder appears whole or not at all.
 
-    `dtype` is that of a GGUF's attention weights. Raises ConfigError or DataError for what cannot
-    be exported so, RunFolderError for an `out_dir` in the way, GptossError where the disk is full.
+    `auto` is the base's own layout; `dtype` is that of a GGUF's attention weights. Raises
+    ConfigError or DataError for what cannot be exported so, RunFolderError for an `out_dir` in the
+    way, GptossError where the disk is full.
     """
+    other = is_other_family(base_dir)
+    if format == "auto":
+        format = "merged" if other else "mxfp4"
     if format not in FORMATS:
-        raise ConfigError(f"format {format!r} is unknown", hint="use " + ", ".join(FORMATS))
+        raise ConfigError(f"format {format!r} is unknown", hint="use auto, " + ", ".join(FORMATS))
     chosen = FORMATS[format]
-    other = not is_gpt_oss(base_dir)
     if other and format not in ANY_FAMILY:
         raise ConfigError(
             f"{base_dir} is no gpt-oss, and --format {format} writes what only a gpt-oss has",
             hint="--format merged writes the whole model, --format adapter the adapter alone",
         )
-    if format == "merged" and not other:
+    if format == "merged" and is_gpt_oss(base_dir):
         raise ConfigError(
             f"{base_dir} is a gpt-oss, whose experts are packed or not when they are merged",
             hint="--format mxfp4, as published, or --format bf16",

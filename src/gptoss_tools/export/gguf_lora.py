@@ -31,7 +31,7 @@ from gptoss_tools.export.plan import Progress, check_out, name_of, tell_nobody
 from gptoss_tools.export.record import ExportReport, write_record
 from gptoss_tools.export.safetensors_io import TensorRef, open_checkpoint
 from gptoss_tools.export.serving import ADAPTER, write_serving
-from gptoss_tools.models.names import is_gpt_oss
+from gptoss_tools.models.names import is_other_family
 
 
 def export_adapter(
@@ -52,11 +52,11 @@ def export_adapter(
     start = time.perf_counter()
     check_out(out_dir, (adapter_dir, base_dir), overwrite)
     changes = adapters.read_adapter(adapter_dir, open_checkpoint(base_dir))
-    if is_gpt_oss(base_dir):
+    if is_other_family(base_dir):
+        pairs, lacking = [], ["the names of another family's tensors are not known here"]
+    else:
         pairs = list(_pairs(changes, Dimensions.from_config(read_config(base_dir)).table()))
         lacking = sorted({reason for change in changes.plain if (reason := _lacking(change))})
-    else:
-        pairs, lacking = [], ["the names of another family's tensors are not known here"]
     weights = adapter_dir / adapters.WEIGHTS
     report = ExportReport(
         out=out_dir,

@@ -18,7 +18,7 @@ from gptoss_tools.export.modelfile import served_name
 from gptoss_tools.export.prompt_form import TODAY, PromptForm, training_form
 from gptoss_tools.export.safetensors_io import read_header
 from gptoss_tools.export.serving_template import VLLM_RANKS, by_template, rank_in
-from gptoss_tools.models.names import is_gpt_oss
+from gptoss_tools.models.names import is_other_family
 
 NAME = "SERVING.md"
 ADAPTER = "adapter.gguf"
@@ -45,7 +45,7 @@ def write_serving(
 ) -> None:
     """Write SERVING.md into `folder`, which holds the rest of the export already."""
     base = base_name or base_dir.resolve().name
-    if not is_gpt_oss(base_dir):
+    if is_other_family(base_dir):
         write_text(folder / NAME, by_template(base, served_name(adapter_dir), adapter_dir, format))
         return
     form = training_form(adapter_dir)

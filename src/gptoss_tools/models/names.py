@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from gptoss_tools.errors import ConfigError
 
@@ -35,11 +36,20 @@ def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> str:
 
 def is_gpt_oss(folder: str | Path) -> bool:
     """Whether the config.json of a model folder is that of a gpt-oss; False without one."""
+    return _model_type(folder) == "gpt_oss"
+
+
+def is_other_family(folder: str | Path) -> bool:
+    """Whether the config.json of a model folder is that of another model; False without one."""
+    return _model_type(folder) not in (None, "gpt_oss")
+
+
+def _model_type(folder: str | Path) -> Any:
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "gpt_oss"
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def base_of(adapter: str | Path) -> str:

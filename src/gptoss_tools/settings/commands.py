@@ -194,11 +194,11 @@ class ExportSettings(RemoteSettings, OverwriteSettings):
 
     target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")
     base: str | None = Field(None, description="Base checkpoint (default: the adapter's own).")
-    format: Literal["mxfp4", "bf16", "gguf", "adapter", "merged"] = Field(
-        "mxfp4",
+    format: Literal["auto", "mxfp4", "bf16", "gguf", "adapter", "merged"] = Field(
+        "auto",
         description="mxfp4: the published layout; bf16: experts dequantised; gguf: one file for "
         "llama.cpp and Ollama; adapter: the adapter alone, for PEFT and as a GGUF LoRA; merged: "
-        "models other than gpt-oss, in their own layout.",
+        "models other than gpt-oss, in their own layout; auto: mxfp4 or merged.",
     )
     gguf_dtype: Literal["bf16", "f32"] = Field(
         "bf16", description="Type of the attention weights in a GGUF (f32: unrounded)."
