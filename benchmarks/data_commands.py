@@ -2,7 +2,7 @@
 
     python benchmarks/data_commands.py [--rows 200000] [--sample 4000] [--folder DIR] [--out DIR]
 
-Makes a CSV file of legacy prompts (150 bytes) with four values per row; then, in one run and each
+Makes a CSV file of legacy prompts (140 bytes) with four values per row; then, in one run and each
 as a process of its own: calc-reward on it, convert-harmony on what that wrote, check-data on the
 result. Beside the first two, on the first --sample rows of the same file: the row-by-row way
 (row_by_row.py says what it does), before and after, the mean of both scaled to all rows in
