@@ -64,6 +64,7 @@ class Session:
         self.state: TrainerState | None = None
         self.claimed: Claimed
         self._sampler: Policy | None = None
+        self._test: tuple[Claimed, Dataset | None] | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -96,11 +97,17 @@ class Session:
     @property
     def test_dataset(self) -> Dataset | None:
         """The held-out rows, where the settings name any that are there."""
-        return held_out_rows(self.config, self.claimed.prepared)  # type: ignore[arg-type]
+        if self._test is None or self._test[0] is not self.claimed:
+            rows = held_out_rows(self.config, self.claimed.prepared)  # type: ignore[arg-type]
+            self._test = (self.claimed, rows)
+        return self._test[1]
 
     @property
     def sampler(self) -> Policy:
-        """The model with its newest adapter, ready to answer; untrained: with a fresh one."""
+        """The model with its newest adapter, ready to answer; untrained: with a fresh one.
+
+        Ask for it anew after a training, which takes the model back.
+        """
         if self._sampler is None:
             with self.at_work():
                 self._sampler = self._policy()

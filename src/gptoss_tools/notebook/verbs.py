@@ -87,7 +87,7 @@ def quick_test(config: TrainSettings, session: Session, test_question: str | Non
     Greedy. Shows every channel of the answer.
     """
     config = settings_of(config)
-    rows = session.test_dataset if session.test_dataset is not None else session.train_dataset
+    rows = session.test_dataset or session.train_dataset
     question = test_question or config.test_question or rows[0]["prompt"]
     decoding = DecodingSettings.model_validate({"max_new_tokens": config.max_completion_length})
     with session.at_work():
