@@ -1,16 +1,19 @@
 """What it costs to train with packed experts, and what it saves, beside the dequantised model.
 
-    python benchmarks/packed.py [--layers 3] [--hidden 768] [--tokens 256] [--out DIR]
+    python benchmarks/packed.py [--layers 3] [--hidden 768] [--tokens 256] [--dtype float32]
+                                [--out FILE]
 
-A synthetic checkpoint with the 20b's 32 experts, 4 per token, and narrower layers; LoRA on the
-attention, float32, one thread, gradient checkpointing. Each way runs in a process of its own: it
-loads the model and takes the median of --rounds forward and backward passes. Prints a Markdown
-table, and with --out writes packed.json. The dequantised float32 model is 7.5 times its file.
+A synthetic checkpoint with the 20b's 32 experts, 4 per token, and narrower layers (--hidden 2880:
+the 20b's own, few of them); LoRA on the attention, one thread, gradient checkpointing. Each way
+takes its turn --rounds times; the median of a forward and backward pass counts, in seconds of the
+processor. Memory is measured in processes of their own: the largest while one trains, after
+loading. Prints a Markdown table, and with --out writes it as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -25,7 +28,6 @@ WAYS = (
     "dequantised",
     "packed",
     "packed, unpacked again for the backward pass",
-    "packed, all experts at a time",
 )
 
 
@@ -37,63 +39,73 @@ def write_model(folder: Path, layers: int, hidden: int) -> None:
     from gptoss_tools.models.layout import published_config
 
     config = config_of("20b", layers)
-    config.hidden_size = config.intermediate_size = hidden
-    config.num_attention_heads, config.num_key_value_heads = hidden // 64, hidden // 64
+    if hidden != config.hidden_size:
+        config.hidden_size = config.intermediate_size = hidden
+        config.num_attention_heads, config.num_key_value_heads = hidden // 64, hidden // 64
     config.vocab_size = len(write_tokenizer(folder, full=False))
     config.pad_token_id = config.eos_token_id = 0
     write_shard(folder / "model.safetensors", tensor_table(config), seed=0)
     (folder / "config.json").write_text(json.dumps(published_config(config, 0)), encoding="utf-8")
 
 
-def measure(folder: Path, way: str, tokens: int, rounds: int) -> dict[str, Any]:
-    """Load in one way and train on random tokens; seconds, the loss, and a gradient's length."""
+def load(folder: Path, way: str, dtype: str) -> Any:
+    """The model held in one way, with LoRA and gradient checkpointing."""
     import torch
     from peft import get_peft_model
 
     from gptoss_tools.models.loading import load_model
     from gptoss_tools.models.lora import lora_config
-    from gptoss_tools.models.packed import load_packed
 
-    torch.set_num_threads(1)
+    how = "dequantized" if way == WAYS[0] else "packed"
+    base: Any = load_model(folder, device="cpu", dtype=dtype, experts=how)
+    if way == WAYS[2]:
+        base.model.layers[0].mlp.experts.kept.room = lambda *_: None  # all layers share it
     torch.manual_seed(0)
-    start = time.perf_counter()
-    if way == WAYS[0]:
-        base: Any = load_model(folder, device="cpu")
-    else:
-        chunk = 32 if way == WAYS[3] else 1
-        base = load_packed(folder, dtype=torch.float32, device="cpu", chunk=chunk)
-        if way == WAYS[2]:
-            base.model.layers[0].mlp.experts.kept.room = lambda *_: None  # all layers share it
-    loading = time.perf_counter() - start
     model = get_peft_model(base, lora_config(r=8))
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    ids = torch.randint(0, base.config.vocab_size, (1, tokens))
-    seconds, loss = [], 0.0
+    return model.train()
+
+
+def measure(folder: Path, ways: list[str], tokens: int, rounds: int, dtype: str) -> list[Any]:
+    """Train in turn on the same random tokens: seconds, bytes, the loss, a gradient's length."""
+    import torch
+
+    torch.set_num_threads(1)
+    models = [load(folder, way, dtype) for way in ways]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the largest size so far is forgotten
+    ids = torch.randint(0, models[0].config.vocab_size, (1, tokens))
+    found: list[dict[str, Any]] = [{"seconds": []} for _ in models]
     for _ in range(rounds + 1):  # the first one warms up
-        model.zero_grad()
-        start = time.process_time()  # one thread: what others do on this machine counts less
-        out = model.train()(ids, labels=ids, output_router_logits=False)
-        out.loss.backward()
-        seconds.append(time.process_time() - start)
-        loss = float(out.loss)
-    learned = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-    gradient = float(torch.stack(learned).norm())
-    return {"loading": loading, "seconds": median(seconds[1:]), "loss": loss, "gradient": gradient}
+        for model, row in zip(models, found, strict=True):
+            model.zero_grad()
+            start = time.process_time()  # one thread: what others do on this machine counts less
+            out = model(ids, labels=ids, output_router_logits=False)
+            out.loss.backward()
+            row["seconds"].append(time.process_time() - start)
+            row["loss"] = float(out.loss)
+            learned = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+            row["gradient"] = float(torch.stack(learned).norm())
+            row["weights"] = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    status = Path("/proc/self/status").read_text().splitlines()
+    largest = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    return [row | {"seconds": median(row["seconds"][1:]), "largest": largest} for row in found]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The measurements in Markdown, the dequantised model's of the same tokens as 1."""
     lines = [
-        "| tokens | experts | forward, backward | beside dequantised | peak RSS | same numbers |",
-        "|---|---|---|---|---|---|",
+        "| tokens | experts | forward, backward | beside dequantised | weights "
+        "| largest while training | same numbers |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         dense = next(r for r in rows if r["tokens"] == row["tokens"] and r["way"] == WAYS[0])
         same = all(row[key] == dense[key] for key in ("loss", "gradient"))
         lines.append(
             f"| {row['tokens']} | {row['way']} | {row['seconds']:.2f} s "
-            f"| {row['seconds'] / dense['seconds']:.2f} x | {row['peak_rss'] / 1e9:.2f} GB "
-            f"| {'yes' if same else 'no'} |"
+            f"| {row['seconds'] / dense['seconds']:.2f} x | {row['weights'] / 1e9:.2f} GB "
+            f"| {row['largest'] / 1e9:.2f} GB | {'yes' if same else 'no'} |"
         )
     return "\n".join(lines)
 
@@ -105,6 +117,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768, help="a multiple of 64")
     parser.add_argument("--tokens", type=int, nargs="+", default=[256])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -113,30 +126,33 @@ def main() -> None:
         write_model(options.write, options.layers, options.hidden)
         return
     if options.child:
-        folder, way, tokens = options.child
-        found = measure(Path(folder), way, int(tokens), options.rounds)
+        folder, ways, tokens = options.child
+        chosen = [WAYS[int(number)] for number in ways]
+        found = measure(Path(folder), chosen, int(tokens), options.rounds, options.dtype)
         print("\n" + json.dumps(found))
         return
     sizes = ["--layers", str(options.layers), "--hidden", str(options.hidden)]
-    again = [sys.executable, __file__, *sizes, "--rounds", str(options.rounds)]
+    again = [sys.executable, __file__, *sizes, "--dtype", options.dtype, "--rounds"]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run([*again, "--write", folder])
+        run([*again, "1", "--write", folder])
         size = size_of(folder / "model.safetensors")
         for tokens in options.tokens:
-            for way in WAYS:
-                child = run([*again, "--child", folder, way, str(tokens)])
-                found = json.loads(child.said.splitlines()[-1])
-                rows.append({"way": way, "tokens": tokens, "peak_rss": child.peak_rss} | found)
+            child = run([*again, str(options.rounds), "--child", folder, "012", str(tokens)])
+            for number, timed in enumerate(json.loads(child.said.splitlines()[-1])):
+                child = run([*again, "1", "--child", folder, str(number), str(tokens)])
+                (alone,) = json.loads(child.said.splitlines()[-1])
+                timed["largest"] = alone["largest"]
+                rows.append({"way": WAYS[number], "tokens": tokens} | timed)
         facts = machine(folder)
     print(f"{options.layers} layers of width {options.hidden}, a file of {size / 1e9:.2f} GB\n")
     print(table(rows))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        record = {"machine": facts, "file": size, "layers": options.layers, "rows": rows}
-        path = options.out / "packed.json"
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        shape = {"layers": options.layers, "hidden": options.hidden, "dtype": options.dtype}
+        record = {"machine": facts, "file": size, **shape, "rows": rows}
+        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
