@@ -140,9 +140,8 @@ def load_model(
         from gptoss_tools.models.packed import load_packed  # which reads models as this file does
 
         folder = checkpoint_folder(path, cache_dir=cache_dir)
-        return load_packed(
-            folder, dtype=weights, device=target, attn_implementation=attn_implementation
-        )
+        attention = choose_attention(attn_implementation, target, for_training)
+        return load_packed(folder, dtype=weights, device=target, attn_implementation=attention)
     options: dict[str, Any] = {"dtype": weights, "device_map": {"": target}}
     if is_gpt_oss:
         attention = choose_attention(attn_implementation, target, for_training)
