@@ -229,6 +229,23 @@ def test_a_batch_is_scored_at_once_with_the_rows_cells_and_its_figures_are_logge
     assert reward.__name__ == "lab_counted" and "reward_lab_counted" not in reward.records[0]
 
 
+@batch_reward("lab_summing")
+class Summing(Counted):
+    """Takes any row."""
+
+    def __call__(self, answers):
+        self.batches += 1
+        return [answered.row["row"] + place for place, answered in enumerate(answers)]
+
+
+def test_a_step_of_several_batches_logs_the_last_figures_and_not_their_mean(tmp_path):
+    changes = {"steps_per_generation": 1, "gradient_accumulation_steps": 2, "max_steps": 2}
+    run = lab.trainer(tmp_path, reward="lab_summing", **changes)
+    run.train()
+    logged = [r["lab/batches"] for r in run.state.log_history if "lab/batches" in r]
+    assert logged == [2.0, 4.0]
+
+
 def test_a_batch_that_is_masked_as_a_whole_is_said_once(caplog):
     reward = DecisionReward(TOKENIZER, reward=["exact", "format"])
     for answers in (["[0]", None], [None, None], [None, None]):

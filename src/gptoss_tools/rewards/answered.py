@@ -84,8 +84,8 @@ def reward(
 def batch_reward(name: str, *, columns: Sequence[str] = (), reads: Sequence[str] = ()) -> Callable:
     """Register a class `C(settings)` whose instances are called with all answers of a batch.
 
-    If an instance has a method `figures() -> dict[str, float]`, what it returns after each batch is
-    logged among the step's metrics.
+    If an instance has a method `figures() -> dict[str, float]`, what it returns after a step's last
+    batch is logged among the step's metrics.
     """
 
     def keep(made: Callable[[RewardSettings], Scorer]) -> Callable:

@@ -181,6 +181,8 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
         def score(rows: Any) -> dict[str, Any]:
             batch = super(DecisionTrainer, self)._generate_and_score_completions(rows)
             masking.mask_rows(batch, self._keep, self.accelerator.gather)
+            for name in self.reward.rewards.figures():  # running sums: TRL would take their mean
+                del self._metrics["train" if self.model.training else "eval"][name][:-1]
             return batch
 
         batch = score(inputs)
