@@ -7,7 +7,8 @@ action) on data/train with the same settings and its own PROMPTS x COMPLETIONS a
 greedy policy's regret on data/heldout is at most 0.1 in two measurements in a row (dice lose 1.66,
 the best fixed action 0.16), or the completions are used up, which then count as needed. Arms run
 one after another; each (arm, seed) is kept in a file under --work, so that what was interrupted
-goes on.
+goes on, and what did not get there is run again when --completions is raised (with --arms, for some
+arms only: the rate is constant, so a longer run begins like a shorter one).
 
 The gradient's variance is that of whole steps on the same 8 prompts, drawn again and again by one
 policy; both ways see the same completions. Writes exact_actions.json.
@@ -122,6 +123,7 @@ def learn(work: Path, arm: str, seed: int, completions: int) -> dict[str, Any]:
     return {
         "arm": arm,
         "seed": seed,
+        "limit": completions,
         "completions": [r["step"] * a_step for r in points],
         "regret": [r["eval_regret"] for r in points],
         "invalid": [r["eval_invalid"] for r in points],
@@ -130,13 +132,13 @@ def learn(work: Path, arm: str, seed: int, completions: int) -> dict[str, Any]:
     }
 
 
-def needed(curve: dict[str, Any], limit: int) -> tuple[int, bool]:
+def needed(curve: dict[str, Any]) -> tuple[int, bool]:
     """Return the completions up to the first of two looks at or below the target, if it came."""
     low = [regret <= TARGET for regret in curve["regret"]]
     for place in range(1, len(low) - 1):
         if low[place] and low[place + 1]:
             return curve["completions"][place], True
-    return limit, False
+    return curve["limit"], False
 
 
 def variances(work: Path, draws: int) -> dict[str, float]:
@@ -200,13 +202,13 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), STUDENT.get(len(values), 2.0) * spread
 
 
-def summarize(curves: list[dict[str, Any]], limit: int) -> dict[str, dict[str, Any]]:
+def summarize(curves: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return per arm the completions needed, over the seeds."""
     out: dict[str, dict[str, Any]] = {}
     for arm in ARMS:
         own = sorted((c for c in curves if c["arm"] == arm), key=lambda c: c["seed"])
         if own:
-            told = [needed(curve, limit) for curve in own]
+            told = [needed(curve) for curve in own]
             mean, half = interval([float(count) for count, _ in told])
             out[arm] = {
                 "completions": [count for count, _ in told],
@@ -231,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--completions", type=int, default=3840)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--draws", type=int, default=24)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "exact-actions")
     parser.add_argument("--out", type=Path)
@@ -248,19 +251,21 @@ def main() -> None:
     curves = []
     for seed in range(asked.seeds):
         for arm in ARMS:
-            kept = asked.work / f"{arm.replace(' ', '-')}-{seed}-{asked.completions}.json"
-            if not kept.exists():
-                kept.write_text(json.dumps(learn(asked.work, arm, seed, asked.completions)))
-            curves.append(json.loads(kept.read_text()))
-            count, reached = needed(curves[-1], asked.completions)
+            kept = asked.work / f"{arm.replace(' ', '-')}-{seed}.json"
+            curve = json.loads(kept.read_text()) if kept.exists() else {"limit": 0, "regret": []}
+            if arm in asked.arms and curve["limit"] < asked.completions and not needed(curve)[1]:
+                curve = learn(asked.work, arm, seed, asked.completions)
+                kept.write_text(json.dumps(curve))
+            curves.append(curve)
+            count, reached = needed(curve)
             said = f"{count}" if reached else f"more than {count}"
             print(f"{arm} seed {seed}: {said}, {curves[-1]['seconds']:.0f} s", flush=True)
-    report(curves, variance, asked.completions, asked.out)
+    report(curves, variance, asked.out)
 
 
-def report(curves: list[dict[str, Any]], variance: Any, limit: int, out: Path | None) -> None:
+def report(curves: list[dict[str, Any]], variance: Any, out: Path | None) -> None:
     """Print the table, and write it where asked."""
-    arms = summarize(curves, limit)
+    arms = summarize(curves)
     print(f"\n| arm | completions to regret {TARGET} | seeds that got there |\n|---|---|---|")
     for arm, row in arms.items():
         print(
@@ -277,7 +282,7 @@ def report(curves: list[dict[str, Any]], variance: Any, limit: int, out: Path | 
     goals.append(goal("variance of a step's gradient, sampled over exact", fewer, 1.0, "higher"))
     if out:
         record = {
-            "asked": {"target": TARGET, "completions": limit, "seeds": arms["exact 8x2"]["seeds"]},
+            "asked": {"target": TARGET, "seeds": arms["exact 8x2"]["seeds"]},
             "machine": machine(Path.cwd()),
             "arms": arms,
             "variance": variance,
