@@ -41,7 +41,9 @@ bench: env
 	$(BIN)/python benchmarks/shared_prompts.py --out benchmarks/results
 	$(BIN)/python benchmarks/zero_signal.py --out benchmarks/results
 	$(BIN)/python benchmarks/prepare_data.py --out benchmarks/results
-	$(BIN)/python benchmarks/goals.py
+	$(BIN)/python benchmarks/packed.py --out benchmarks/results/packed.json
+	$(BIN)/python benchmarks/data_commands.py
+	$(BIN)/python benchmarks/goals.py --readme README.md
 
 check: env
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What was to be reached and what was: one table of all benchmarks.
 
-    python benchmarks/goals.py [--results DIR] [--out FILE]
+    python benchmarks/goals.py [--results DIR] [--out FILE] [--readme README.md]
 
 Every benchmark writes its figures to `results/NAME.json`; those that have a goal stand there
 under `goals`. This collects them into `results.json`, a list, and prints them as Markdown, by the
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
+MARKS = ("<!-- goals -->", "<!-- end of goals -->")
 
 
 def goal(
@@ -74,10 +75,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument("--readme", type=Path, help="put the table between its marks there")
     options = parser.parse_args()
     rows = collect(options.results)
     options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
+    if options.readme:
+        text = options.readme.read_text(encoding="utf-8")
+        head, _, rest = text.partition(MARKS[0])
+        tail = rest.partition(MARKS[1])[2]
+        text = f"{head}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{tail}"
+        options.readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

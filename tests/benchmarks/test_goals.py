@@ -52,6 +52,7 @@ def test_the_committed_table_is_that_of_the_committed_results(goals, pytestconfi
     folder = pytestconfig.rootpath / "benchmarks"
     kept = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert kept == goals.collect(folder / "results")
+    assert goals.table(kept) in (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
