@@ -13,7 +13,7 @@ from gptoss_tools.core.rubrics import CATEGORIES, RubricItem, dump_rubric
 from gptoss_tools.errors import DataError, TrainingError
 from gptoss_tools.rewards.rubric import Rubric, explicit_reward
 from gptoss_tools.settings import TrainSettings
-from gptoss_tools.training.preparation import read_tables
+from gptoss_tools.training.reading import read_tables
 
 WEIGHTS = dict(zip(CATEGORIES, [1.0, 0.7, 0.3, 0.9], strict=True))
 BEST = {"explicit": {"verdicts": [True, True, False]}, "implicit": {"rating": 10}}

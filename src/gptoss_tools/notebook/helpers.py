@@ -20,7 +20,8 @@ from gptoss_tools.notebook.settings import SessionSettings
 from gptoss_tools.rewards import Answered
 from gptoss_tools.rewards.combined import Rewards
 from gptoss_tools.settings import TrainSettings
-from gptoss_tools.training.preparation import GrpoPrepared, prepare, read_tables
+from gptoss_tools.training.preparation import GrpoPrepared, prepare
+from gptoss_tools.training.reading import read_tables
 
 RewardFunction = Callable[..., list[float | None]]
 

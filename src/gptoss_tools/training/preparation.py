@@ -7,8 +7,6 @@ run would do and loads no model. What the run folder records of itself: `records
 from __future__ import annotations
 
 import datetime
-import glob
-import hashlib
 import importlib.util
 import json
 import warnings
@@ -20,15 +18,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub import constants as hub_constants
-from transformers import GptOssConfig, PreTrainedTokenizerFast
+from transformers import GptOssConfig
 
-from gptoss_tools.core.chat import HarmonyChat, Prompts, RawPrompts, chat_of
+from gptoss_tools.core.chat import HarmonyChat, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
-from gptoss_tools.core.columns import is_blank
-from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.runs import Run
-from gptoss_tools.errors import ConfigError, DataError, GptossError, MachineError
-from gptoss_tools.evaluation.earned import by_reward
+from gptoss_tools.errors import ConfigError, GptossError, MachineError
 from gptoss_tools.models.chats import prompts_for
 from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
 from gptoss_tools.models.loading import (
@@ -46,17 +42,22 @@ from gptoss_tools.models.machine import (
     weight_type,
 )
 from gptoss_tools.models.snapshot import fingerprint
-from gptoss_tools.rewards.combined import Rewards, needed, reads_only_values
-from gptoss_tools.rewards.rubric import refuse_broken
-from gptoss_tools.settings import RewardSettings, TrainSettings
-from gptoss_tools.training.configuring import build_dataset, make_config, token_counts
+from gptoss_tools.rewards.combined import Rewards
+from gptoss_tools.settings import TrainSettings
+from gptoss_tools.training.configuring import build_dataset, make_config
 from gptoss_tools.training.heldout import overlap
 from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
+from gptoss_tools.training.reading import (
+    data_hash,
+    held_out_table,
+    telling,
+    training_table,
+    unscorable,
+)
 from gptoss_tools.training.rewarding import DecisionReward
 from gptoss_tools.training.shared_prefix import check_family
 from gptoss_tools.training.trackers import require_tracker
-from gptoss_tools.training.zero_signal import telling_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +120,10 @@ def prepare(
             f"{settings.model} has not",
             hint="--action-gradient sampled",
         )
-    table = _table(settings, home, chat)
+    table = training_table(settings, home, chat)
     DecisionReward.from_settings(settings, tokenizer)  # refuses unknown rewards and patterns
     dataset, dropped = build_dataset(table, tokenizer, settings)
-    dataset, flat = _telling(dataset, settings)
+    dataset, flat = telling(dataset, settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same ones come again when training begins
         make_config(settings, "unused", state.num_processes, rows=len(dataset))
@@ -132,8 +133,8 @@ def prepare(
         notes.append(f"{flat} rows earn the same for every action and are left out (zero_signal)")
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
-    notes += _attention_notes(settings, config, device) + _holes(table, settings)
-    held_out = _held_out(settings, home, chat, tokenizer, context_of(config))
+    notes += _attention_notes(settings, config, device) + unscorable(table, settings)
+    held_out = held_out_table(settings, home, chat, tokenizer, context_of(config))
     if held_out is not None and (shared := overlap(table.prompts, held_out)):
         notes.append(f"{shared} of {len(held_out)} held-out prompts are trained on as well")
     return GrpoPrepared(
@@ -150,34 +151,6 @@ def prepare(
         held_out=held_out,
         notes=notes,
     )
-
-
-def _holes(table: DecisionTable, settings: TrainSettings) -> list[str]:
-    """Say how many rows lack what a reward reads; raise DataError where none has it."""
-    notes = []
-    for column, reward in needed(settings)["columns"].items():
-        empty = sum(is_blank(cell) for cell in table.columns[column])
-        if empty == len(table):
-            raise DataError(
-                f"{', '.join(settings.data)}: the column {column}, which the reward {reward} "
-                "reads, is empty in every row"
-            )
-        if empty:
-            notes.append(f"{empty} of {len(table)} rows have no {column} for the reward {reward}")
-    return notes
-
-
-def _telling(dataset: Dataset, settings: TrainSettings) -> tuple[Dataset, int]:
-    """Leave out rows whose actions all earn the same, where asked; return how many those are."""
-    if settings.zero_signal == "keep" or settings.reward not in ("decision", ["decision"]):
-        return dataset, 0
-    rows = telling_rows(dataset)
-    if not rows:
-        raise DataError(
-            "every row of the table earns the same for all of its actions",
-            hint="there is nothing to learn: look at tau and at the values",
-        )
-    return dataset.select(rows), len(dataset) - len(rows)
 
 
 def _require_packages(trainer: Mapping[str, Any]) -> None:
@@ -211,17 +184,6 @@ def _attention_notes(settings: TrainSettings, config: Any, device: torch.device)
     ]
 
 
-def data_hash(table: DecisionTable, settings: RewardSettings) -> str:
-    """Return the sha256 of all that the chosen rewards see: prompts, rewards, Q values, cells."""
-    digest = hashlib.sha256(table.sha256.encode())
-    if table.q is not None:
-        digest.update((table.q + 0.0).astype("<f8").tobytes())
-    if not reads_only_values(settings):
-        for row in range(len(table)):
-            digest.update(json.dumps(table.cells(row), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
 def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, Any]:
     """Say what training would do, `reached` steps into `run`; load and write nothing.
 
@@ -238,7 +200,7 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         reasoning_effort=settings.reasoning_effort,
         fetch=False,
     )
-    table = _table(settings, run.config.get("cwd") if run else None, chat)
+    table = training_table(settings, run.config.get("cwd") if run else None, chat)
     folder = run.path if run else Path(settings.output_dir or next_free())
     prompts = min(settings.prompts_per_step, len(table))
     per_step = prompts * settings.num_generations * settings.gradient_accumulation_steps
@@ -260,76 +222,6 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         **_memory(settings),
         "data_sha256": None if isinstance(chat, RawPrompts) else data_hash(table, settings),
     }
-
-
-def _held_out(
-    settings: TrainSettings,
-    home: str | None,
-    chat: Prompts,
-    tokenizer: PreTrainedTokenizerFast,
-    room: int | None,
-) -> DecisionTable | None:
-    """Read the held-out tables if the run is to be measured on them."""
-    if settings.eval_steps is None:
-        return None
-    table = read_tables(settings, settings.eval_data, home, chat)
-    if table.q is None and not by_reward(table):
-        raise DataError(
-            f"{', '.join(settings.eval_data)} holds no q_action columns to measure regret by",
-            hint="name other tables with --eval-data",
-        )
-    lengths = token_counts(tokenizer, table.prompts)
-    if room is not None and max(lengths) >= room:
-        row = lengths.index(max(lengths))
-        raise DataError(
-            f"{table.where(row)}: the prompt has {lengths[row]} tokens, and the model reads {room} "
-            "in all"
-        )
-    return table
-
-
-def _table(settings: TrainSettings, home: str | None, chat: Prompts) -> DecisionTable:
-    """Read the tables to train on."""
-    table = read_tables(settings, settings.data, home, chat)
-    if table.rewards is None and needed(settings)["values"]:
-        paths = settings.data
-        raise DataError(
-            f"{', '.join(paths)} hold Q values but no reward columns",
-            hint="gptoss calc-reward " + " ".join(paths),
-        )
-    return table
-
-
-def read_tables(
-    settings: TrainSettings,
-    paths: list[str],
-    home: str | None = None,
-    chat: Prompts | None = None,
-) -> DecisionTable:
-    """Read tables; paths that are not here but where the run began are taken from there.
-
-    `chat` writes the prompts, gpt-oss's way of doing it where there is none.
-    """
-    if home is not None:
-        paths = [
-            str(Path(home) / p) if not glob.glob(p) and glob.glob(str(Path(home) / p)) else p
-            for p in paths
-        ]
-    table = load_table(
-        paths,
-        encoding=settings.encoding,
-        delimiter=settings.delimiter,
-        date=settings.date,
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-        actions=settings.actions,
-        prompts=chat,
-        **needed(settings),
-    )
-    if "rubric" in table.columns:  # hours before a broken one would be met
-        for row, cell in enumerate(table.columns["rubric"]):
-            refuse_broken(cell, table.where(row), settings)
-    return table
 
 
 def _tokens(settings: TrainSettings) -> int:
