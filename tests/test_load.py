@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gptoss_tools import settings as declared
+from gptoss_tools.cli.app import load_command
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.load import COMMAND_SETTINGS, load
 
@@ -197,3 +198,14 @@ def test_a_prompt_of_half_characters_is_refused():
         load(declared.GenerateSettings, "generate", flags={"prompt": "\udcff"}, environ={})
     kept = load(declared.GenerateSettings, "generate", flags={"prompt": "é中😀"}, environ={})
     assert kept.settings.prompt == "é中😀"
+
+
+def test_what_is_required_is_an_argument_and_the_hint_says_so():
+    """Flags of these names do not exist."""
+    for command, model in COMMAND_SETTINGS.items():
+        needed = [name for name, info in model.model_fields.items() if info.is_required()]
+        assert needed in ([], [load_command(command).positional])
+        if needed:
+            with pytest.raises(ConfigError, match=f"`{needed[0]}` is required") as caught:
+                load(model, command, flags={}, environ={})
+            assert str(caught.value.hint).endswith(f"without a flag: {needed[0].upper()}")

@@ -227,7 +227,9 @@ def _readable(
         return ConfigError(message[0].lower() + message[1:])
     name = str(first["loc"][0])
     if first["type"] == "missing":
-        return ConfigError(f"`{spelled(name)}` is required", f"give {flag_of(name)}")
+        # Every required setting is a command's argument; there is no flag of its name.
+        hint = f"it stands behind the command, without a flag: {spelled(name).upper()}"
+        return ConfigError(f"`{spelled(name)}` is required", hint)
     if first["type"] == "extra_forbidden":
         return ConfigError(f"`{spelled(name)}` is not a setting of this command")
     shown = values.get(name)

@@ -151,6 +151,9 @@ def test_a_runs_rewards_are_asked_again_unless_others_are_given(tmp_path):
     found = rewards_of(given, source, {"reward"})
     assert found == RewardSettings(reward=["numeric"], numeric_tolerance=0.5)
     assert rewards_of(own, Source("tiny", None, ""), ()) == RewardSettings()
+    one = EvaluateSettings(reward_weights=[3])
+    with pytest.raises(ConfigError, match="1 numbers for 2 rewards"):
+        rewards_of(one, source, {"reward_weights"})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.core.runs import Run
@@ -114,7 +115,17 @@ def rewards_of(
     if "reward" in given:
         own.pop("reward_weights", None)  # they were of other rewards
     names = (n for n in RewardSettings.model_fields if n in given or n not in own)
-    return RewardSettings.model_validate(own | {name: getattr(settings, name) for name in names})
+    wanted = own | {name: getattr(settings, name) for name in names}
+    try:
+        return RewardSettings.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "".join(f"{part}: " for part in first["loc"][:1])
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"rewards as {source.label} has them and as given do not go together: {name}{said}",
+            hint="--reward and --reward-weights name others",
+        ) from error
 
 
 def _table(
