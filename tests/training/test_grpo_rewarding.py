@@ -380,6 +380,16 @@ def test_trainer_arguments_that_cannot_work_are_refused(tmp_path, extra, message
         make_config(lab.settings(trainer=extra), str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "extra", [{"entropy_coef": 0.1}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.2}]
+)
+def test_what_looks_at_every_row_is_refused_where_rows_are_left_out(tmp_path, extra):
+    wanted = lab.settings(trainer=extra, loss_type="dapo", zero_signal="skip")
+    with pytest.raises(ConfigError, match=f"{next(iter(extra))} needs zero_signal keep"):
+        make_config(wanted, str(tmp_path))
+    make_config(wanted.model_copy(update={"zero_signal": "keep"}), str(tmp_path))
+
+
 def test_the_seeds_values_reach_trl(tmp_path):
     wanted = lab.TrainSettings(device="cpu", trainer={"epsilon_high": 0.28})
     config = make_config(wanted, str(tmp_path))

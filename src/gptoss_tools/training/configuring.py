@@ -128,6 +128,8 @@ def make_config(
     except (ValueError, TypeError) as error:
         raise ConfigError(f"TRL refuses these settings: {error}") from error
     _check_masking(config)
+    if settings.zero_signal != "keep":
+        _check_silent(config)
     return config
 
 
@@ -232,4 +234,15 @@ def _check_masking(config: GRPOConfig) -> None:
             raise ConfigError(
                 f"[trainer] {name} cannot be combined with loss_type {config.loss_type}",
                 hint="use loss_type dapo",
+            )
+
+
+def _check_silent(config: GRPOConfig) -> None:
+    """Refuse what looks at every row's tokens where rows without a signal are left out."""
+    own = {"entropy_coef": 0.0, "use_adaptive_entropy": False, "top_entropy_quantile": 1.0}
+    for name, value in own.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"[trainer] {name} needs zero_signal keep: it counts the tokens of every row",
+                hint="leave out one of the two",
             )
