@@ -139,3 +139,21 @@ def test_a_demo_cannot_go_into_a_file(gptoss, tmp_path):
     (tmp_path / "file").write_text("mine")
     code, _, stderr = gptoss("demo", "--out", tmp_path / "file")
     assert code == 2 and "is a file, not a folder" in stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Exception("No space left on device (os error 28)"), "error: the disk is full\nhint: make"),
+        (Exception("of a kind nobody thought of"), "error: Exception: of a kind nobody thought of"),
+    ],
+)
+def test_a_full_disk_is_named_whoever_met_it(gptoss, monkeypatch, error, said):
+    monkeypatch.delenv("GPTOSS_DEBUG", raising=False)
+
+    def fails():
+        raise error
+
+    monkeypatch.setattr("gptoss_tools.rewards.combined.all_kinds", fails)
+    code, _, err = gptoss("rewards")
+    assert code == 1 and said in err

@@ -156,7 +156,10 @@ def _carry_out(request) -> int:
     except Exception as error:
         if os.environ.get("GPTOSS_DEBUG") == "1":
             raise
-        out.error(f"{type(error).__name__}: {error}", "GPTOSS_DEBUG=1 shows the traceback")
+        if "No space left on device" in str(error):  # Rust's libraries raise no OSError
+            out.error("the disk is full", "make room; gptoss resume RUN goes on with a run")
+        else:
+            out.error(f"{type(error).__name__}: {error}", "GPTOSS_DEBUG=1 shows the traceback")
         return 1
 
 
