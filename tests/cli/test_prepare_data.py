@@ -36,7 +36,7 @@ def test_it_shows_what_became_of_every_row_and_names_the_next_commands(gptoss):
     )
     assert "no question" in out and "a.jsonl: 30 of 32 rows (gsm8k)" in out
     assert "columns left out (lists, objects, or names that are taken): tags" in out
-    assert "train-grpo --data o/train.jsonl --eval-data o/test.jsonl" in err
+    assert "train-grpo --data o/train.jsonl --eval-data o/test.jsonl --reward NAME" in err
     _, out, err = gptoss("check-data", "o")
     assert "prompts, " in out and "train-grpo --data o/train.jsonl --reward NAME" in err
     found = json.loads(gptoss("prepare-data", data, "--dry-run", "--json")[1])

@@ -51,4 +51,7 @@ def prepare_data(settings: PrepareDataSettings, loaded: Loaded) -> None:
         out.warning(f"there are no rows for {'training' if done.train is None else 'evaluation'}")
     if done.train is not None and done.written:
         held_out = f" --eval-data {done.test}" if done.test is not None else ""
-        out.hint(f"gptoss check-data {done.out}; gptoss train-grpo --data {done.train}{held_out}")
+        known = all(source.format == "decisions" for source in report.sources)
+        reward = "" if known else " --reward NAME"
+        train = f"gptoss train-grpo --data {done.train}{held_out}{reward}"
+        out.hint(f"gptoss check-data {done.out}; {train}")

@@ -85,7 +85,8 @@ class Report:
                 f"none of {self.read} rows is left: {self.summary()}"
                 if self.read
                 else f"{', '.join(source.source for source in self.sources)}: no rows",
-                hint="--data-format NAME says what the columns hold (docs/datasets.md)",
+                hint="--data-format says what the columns hold, --pitfalls what pitfalls mean: "
+                "docs/datasets.md",
             )
 
     def as_json(self, settings: Mapping[str, Any]) -> dict[str, Any]:
