@@ -171,6 +171,15 @@ def test_tokens_and_cost_count_what_was_answered_readable_or_not():
     assert figures["cost"] == pytest.approx((9 * 10 + 5 * 100) / 1e6)
 
 
+def test_an_endpoint_that_counts_no_tokens_is_read_all_the_same():
+    choices = [{"message": {"content": '{"word": "tank"}'}}]
+    for usage in (None, {}, {"prompt_tokens": 7, "completion_tokens": None}):
+        with ScriptedJudge(otherwise=sends({"choices": choices, "usage": usage})) as server:
+            words, figures, _ = ask(server)
+        assert words == ["tank"]
+        assert (figures["tokens_in"], figures["tokens_out"]) == (7 if usage else 0, 0)
+
+
 def test_equal_questions_are_asked_once():
     with ScriptedJudge(otherwise=TANK) as server:
         judge = Judge(settings(server))

@@ -18,8 +18,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class Reply(BaseModel):
@@ -31,7 +31,9 @@ class Reply(BaseModel):
     @property
     def tokens(self) -> tuple[int, int]:
         """Tokens read and written."""
-        return (self.usage.prompt_tokens, self.usage.completion_tokens) if self.usage else (0, 0)
+        if self.usage is None:
+            return 0, 0
+        return self.usage.prompt_tokens or 0, self.usage.completion_tokens or 0
 
     def read(self, form: type[BaseModel]) -> BaseModel:
         """The answer as `form`; ValidationError if it is anything but that JSON.
