@@ -1,6 +1,6 @@
 """What it gains to leave out groups that teach nothing: useful groups per second, in one run.
 
-    python benchmarks/zero_signal.py [--steps 20] [--temperature 0.3] [--out DIR]
+    python benchmarks/zero_signal.py [--steps 40] [--temperature 0.05] [--out DIR]
 
 The tiny model on the shipped table, 8 prompts x 8 completions, share_prompts; a low temperature
 makes it as sure of its answers as a policy is late in training, so that many groups agree. Each of
@@ -11,6 +11,7 @@ useful if its completions did not all earn the same. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ from goals import goal, write
 from measuring import machine
 
 HERE = Path(__file__).resolve().parent
-PROMPTS = 8
+PROMPTS = GROUP = 8
 WAYS = ("keep", "skip", "resample")
 
 
@@ -35,7 +36,7 @@ def figures(home: Path, way: str, steps: int, temperature: float) -> dict[str, f
             data=[str(HERE.parent / "data" / "train")],
             output_dir=str(home / way),
             max_steps=steps,
-            num_generations=8,
+            num_generations=GROUP,
             prompts_per_step=PROMPTS,
             gradient_accumulation_steps=1,
             max_completion_length=40,
@@ -50,19 +51,26 @@ def figures(home: Path, way: str, steps: int, temperature: float) -> dict[str, f
         )
     )
     lines = (home / way / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    own = [record for record in records if "step_time" in record][1:]  # the first one warms up
-    name = "frac_reward_zero_std" if way == "keep" else "silent_share"
-    useful = PROMPTS * (1 - mean(record[name] for record in own))
+    own = [r for r in map(json.loads, lines) if "step_time" in r][1:]  # the first one warms up
+    silent = drawn_silent(home / way) if way == "keep" else mean(r["silent_share"] for r in own)
+    useful = PROMPTS * (1 - silent)
     seconds = mean(record["step_time"] for record in own)
     return {"useful": useful, "seconds": seconds, "rate": useful / seconds}
+
+
+def drawn_silent(run: Path) -> float:
+    """The share of groups drawn after the first step whose completions all earned the same."""
+    with (run / "completions.csv").open(encoding="utf-8", newline="") as file:
+        rewards = [row["reward"] for row in csv.DictReader(file)]
+    groups = [set(rewards[i : i + GROUP]) for i in range(PROMPTS * GROUP, len(rewards), GROUP)]
+    return mean(len(group) == 1 for group in groups)
 
 
 def main() -> None:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:

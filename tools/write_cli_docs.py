@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
-import sys
 from pathlib import Path
 
 from gptoss_tools.cli.app import COMMANDS, main
@@ -32,4 +32,6 @@ def _help(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(render(), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("page", type=Path)
+    parser.parse_args().page.write_text(render(), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..console import out
 from ..load import Loaded
 from ..settings import TrainSettings
-from .common import train_or_plan
+from .common import measured, train_or_plan
 from .options import command
 
 
@@ -27,5 +27,5 @@ def train_grpo(settings: TrainSettings, loaded: Loaded) -> None:
     outcome = train_or_plan(settings, loaded, settings.model)
     if outcome is None:
         return
-    out.result(vars(outcome))
+    out.result(measured(outcome))
     out.hint(f"gptoss test-adapter {outcome.run}")

@@ -114,6 +114,10 @@ def load_table(
     return parts.table()
 
 
+# The columns beside the prompt that `gptoss prepare-data` writes.
+PREPARED = ("answer", "reference", "rubric")
+
+
 class _Parts:
     """Collects chunks of several files into one table."""
 
@@ -142,9 +146,10 @@ class _Parts:
             raise DataError(f"{path} has no column prompt", hint)
         for column, reward in self.needs.items():
             if column not in frame:
+                prepared = f"; gptoss prepare-data makes tables with {column}"
                 raise DataError(
                     f"{path} has no column {column}, which the reward {reward} reads",
-                    hint=f"it has {_listed(frame)}; gptoss prepare-data makes tables with {column}",
+                    hint=f"it has {_listed(frame)}" + prepared * (column in PREPARED),
                 )
         choice = row_actions(frame, path, first_row)
         frame, q_names, reward_names = choice.frame, choice.q, choice.rewards

@@ -44,6 +44,8 @@ UNSUITED = {
     "top_entropy_quantile": 1.0,
     "off_policy_mask_threshold": None,
     "router_aux_loss_coef": 0.0,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
     "use_vllm": False,
 }
 """Arguments of GRPOConfig that spread one advantage over a completion, or need its plain forward,

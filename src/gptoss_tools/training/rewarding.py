@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -118,7 +119,7 @@ class DecisionReward:
         n_actions, action_names = int(columns["n_actions"]), columns.get("actions")
         decision = parse_action(completion, n_actions, self.pattern, action_names)
         cells = json.loads(columns.pop("cells", "{}"))
-        row = {**cells, "prompt": prompt, **columns}
+        row = MappingProxyType({**cells, "prompt": prompt, **columns})  # rewards only read it
         return Answered(prompt, completion, row, decision, _values(columns, "reward"))
 
 
