@@ -13,7 +13,7 @@ from typing import Any
 from gptoss_tools.core.history import read_metrics
 from gptoss_tools.core.runs import Run
 
-STEPS = 8
+STEPS = 24
 SHORT = (
     *("--model", "tiny", "--num-generations", "4", "--max-completion-length", "8"),
     *("--max-steps", str(STEPS), "--save-steps", "3"),

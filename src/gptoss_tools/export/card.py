@@ -132,8 +132,8 @@ def _evaluation(found: Mapping[str, Any]) -> list[str]:
         ("reward (mean)", _number(reward.get("mean"), reward.get("ci95"))),
         ("reward of the base", _number(reward.get("base"))),
     ]
-    if not regret:
-        apart = (found.get("rewards") or {}).items()
+    if found.get("rewards") and not regret:
+        apart = found["rewards"].items()
         rows += [(name, _number(part.get("mean"), part.get("ci95"))) for name, part in apart]
         return [
             "## Evaluation",
