@@ -162,6 +162,16 @@ def worker(stage: str, folder: Path, size: str, experts: str) -> None:
     print("\n" + json.dumps(facts))
 
 
+def share() -> float:
+    """What packed weights take of all-bfloat16 ones, from the published shapes."""
+    from gptoss_tools.models.machine import estimate_memory, published_config
+
+    config = published_config("openai/gpt-oss-20b")
+    assert config is not None
+    memory = estimate_memory(config)
+    return memory.packed / memory.bfloat16
+
+
 def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the issue of speed asks of a 20b on one GPU; None where it was not measured."""
 
@@ -170,6 +180,9 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return found[0].get(name) if found else None
 
     return [
+        goal(
+            "20b, packed: bytes of the weights beside bfloat16's, by shape", share(), 0.34, "lower"
+        ),
         goal(
             "20b, packed: peak GB at 8192 tokens",
             figure("micro_batch", "repeated_peak_gb"),

@@ -33,7 +33,7 @@ def test_a_training_runs_there_and_its_result_is_the_result_here(launched):
     assert "hint: modal volume get gptoss-work runs/straight ." in launched.done.stderr
     assert [path.name for path in launched.here.iterdir()] == ["tables"]  # nothing is written here
     [line] = launched.stand_in.lines
-    assert line[0] == "train-grpo" and "--max-steps=8" in line
+    assert line[0] == "train-grpo" and f"--max-steps={remote_lab.STEPS}" in line
     assert not any(word.startswith(("--modal", "--gpu", "--detach")) for word in line)
     config = json.loads((launched.volume / "runs/straight/config.json").read_text())
     assert config["settings"]["learning_rate"] == 1e-3
