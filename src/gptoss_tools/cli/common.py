@@ -104,28 +104,12 @@ def given_prompt(settings: AnswerSettings) -> str | None:
 
 def asked_table(settings: GenerateSettings | TestAdapterSettings, loaded: Loaded) -> DecisionTable:
     """Read the tables of --data, their prompts rendered as TARGET reads them."""
-    from ..core.data import load_table
     from ..evaluation.sources import find_source
-    from ..models.chats import prompts_for
+    from ..models.chats import table_for
 
     source = find_source(settings.target, settings.model if "model" in loaded.explicit else None)
-    return load_table(
-        settings.data,
-        encoding=settings.encoding,
-        delimiter=settings.delimiter,
-        date=settings.date,
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-        actions=settings.actions,
-        values=False,
-        prompts=prompts_for(
-            source.base,
-            date=settings.date,
-            model_identity=settings.model_identity,
-            reasoning_effort=settings.reasoning_effort,
-            fetch=not getattr(settings, "dry_run", False),  # test-adapter has none
-        ),
-    )
+    fetch = not getattr(settings, "dry_run", False)  # test-adapter has none
+    return table_for(source.base, settings, fetch=fetch)
 
 
 def said_action(answer: Answer, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.runs import Run
 from gptoss_tools.core.tables import is_missing
 from gptoss_tools.errors import ConfigError, DataError
@@ -21,7 +21,7 @@ from gptoss_tools.evaluation import closed_loop
 from gptoss_tools.evaluation.earned import by_reward
 from gptoss_tools.evaluation.metrics import Choices
 from gptoss_tools.evaluation.sources import Source, find_source
-from gptoss_tools.models.chats import prompts_for
+from gptoss_tools.models.chats import table_for
 from gptoss_tools.rewards.combined import Rewards, needed
 from gptoss_tools.settings import EvaluateSettings, RewardSettings
 from gptoss_tools.tes.plant import Plant
@@ -66,12 +66,13 @@ def prepare(
     RunFolderError for a target that is not there, DataError for tables or series.
     """
     source = find_source(settings.target, on_model)
-    table, rewards = _table(settings, source), None
+    fetch, rewards = not settings.dry_run, None
+    table = table_for(source.base, settings, fetch=fetch)
     if by_reward(table):
         wanted = rewards_of(settings, source, given)
         rewards, needs = Rewards(wanted), needed(wanted)
         if not needs["values"]:
-            table = _table(settings, source, needs["columns"])
+            table = table_for(source.base, settings, fetch=fetch, columns=needs["columns"])
     if table.q is None and (rewards is None or needed(wanted)["values"]):
         raise DataError(
             f"{', '.join(settings.data)} has no q_action columns",
@@ -126,29 +127,6 @@ def rewards_of(
             f"rewards as {source.label} has them and as given do not go together: {name}{said}",
             hint="--reward and --reward-weights name others",
         ) from error
-
-
-def _table(
-    settings: EvaluateSettings, source: Source, columns: dict[str, str] | None = None
-) -> DecisionTable:
-    return load_table(
-        settings.data,
-        encoding=settings.encoding,
-        delimiter=settings.delimiter,
-        date=settings.date,
-        reasoning_effort=settings.reasoning_effort,
-        model_identity=settings.model_identity,
-        actions=settings.actions,
-        values=False,
-        columns=columns,
-        prompts=prompts_for(
-            source.base,
-            date=settings.date,
-            model_identity=settings.model_identity,
-            reasoning_effort=settings.reasoning_effort,
-            fetch=not settings.dry_run,
-        ),
-    )
 
 
 def _episodes(

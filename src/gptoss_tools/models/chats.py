@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gptoss_tools.core.chat import HarmonyPrompts, Prompts, RawPrompts, chat_of
+from gptoss_tools.core.data import DecisionTable, load_table
 from gptoss_tools.errors import GptossError
 from gptoss_tools.models.loading import load_tokenizer
 from gptoss_tools.models.machine import PUBLISHED
@@ -33,6 +36,30 @@ def prompts_for(
         date=date,
         model_identity=model_identity,
         reasoning_effort=reasoning_effort,
+    )
+
+
+def table_for(
+    name: str | Path, settings: Any, *, fetch: bool, columns: Mapping[str, str] | None = None
+) -> DecisionTable:
+    """Read the tables of `settings.data` as a model is asked their prompts; values may be absent.
+
+    `columns` as for `load_table`, `fetch` as for `prompts_for`; raises as both.
+    """
+    written = {
+        "date": settings.date,
+        "model_identity": settings.model_identity,
+        "reasoning_effort": settings.reasoning_effort,
+    }
+    return load_table(
+        settings.data,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        actions=settings.actions,
+        values=False,
+        columns=columns,
+        prompts=prompts_for(name, **written, fetch=fetch),
+        **written,
     )
 
 

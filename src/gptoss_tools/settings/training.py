@@ -274,7 +274,7 @@ class TrainSettings(
 
     def _exact_is_possible(self) -> None:
         needs = {
-            "reward decision alone": self.reward in ("decision", ["decision"]),
+            "reward decision alone": self.reward == ["decision"],
             "an invalid_reward: masked answers have no expected reward": self.invalid_reward
             != "mask",
             "scale_rewards none: it would divide by a spread that goes to 0": self.scale_rewards

@@ -27,29 +27,43 @@ if TYPE_CHECKING:
     from gptoss_tools.training.grpo import DecisionTrainer
 
 
-class HeldOut(Measuring):
-    """Measure the regret of greedy answers.
+class OnTable(Measuring):
+    """Measure greedy answers to a table's rows, and keep the adapter if none was better."""
 
-    Logged as eval_regret (with eval_regret_low and _high, a
-    95 % interval over episodes), eval_reward, eval_top1, eval_invalid and, by phase, eval_regret/P.
-    """
-
-    figure = "eval_regret"
     trainer: DecisionTrainer
 
     def __init__(self, run: Run, table: DecisionTable, settings: TrainSettings) -> None:
         super().__init__(run, settings.eval_steps or settings.max_steps)
         self.table, self.settings = table, settings
 
+    def figures(self) -> dict[str, Any]:
+        """Answer, and return what is logged with `eval_` before each name; on every process."""
+        raise NotImplementedError
+
     def measure(self, step: int) -> None:
-        """Answer, log, and keep the adapter if none was better, untrained included."""
+        """Measure, log, and keep the adapter if it is best, untrained included."""
         started = time.monotonic()
-        figures = summary(assess(self.table, self._answers(), episodes=episodes(self.table)))
+        figures = self.figures()
         figures["seconds"] = time.monotonic() - started
         self.log({f"eval_{name}": value for name, value in figures.items()})
         if self.trainer.accelerator.is_main_process:
-            self.keep(step, figures["regret"], regret=figures["regret"])
+            name = self.figure.removeprefix("eval_")
+            self.keep(step, figures[name], **{name: figures[name]})
         self.trainer.accelerator.wait_for_everyone()
+
+
+class HeldOut(OnTable):
+    """Measure the regret of greedy answers.
+
+    Logged as eval_regret (with eval_regret_low and _high, a 95 % interval over episodes),
+    eval_reward, eval_top1, eval_invalid and, by phase, eval_regret/P.
+    """
+
+    figure = "eval_regret"
+
+    def figures(self) -> dict[str, Any]:
+        """Regret of the answers of all processes."""
+        return summary(assess(self.table, self._answers(), episodes=episodes(self.table)))
 
     def _answers(self) -> Choices:
         found = greedy(self.trainer, self.table, self.settings)
@@ -60,7 +74,7 @@ class HeldOut(Measuring):
         return Choices(actions, [reason for _, reason in ordered])
 
 
-class HeldOutReward(Measuring):
+class HeldOutReward(OnTable):
     """Measure what greedy answers earn, where a table has no values to measure regret by.
 
     Logged as eval_reward (with eval_reward_low and _high, a 95 % interval), eval_invalid,
@@ -69,21 +83,10 @@ class HeldOutReward(Measuring):
 
     figure = "eval_reward"
     more_is_better = True
-    trainer: DecisionTrainer
 
-    def __init__(self, run: Run, table: DecisionTable, settings: TrainSettings) -> None:
-        super().__init__(run, settings.eval_steps or settings.max_steps)
-        self.table, self.settings = table, settings
-
-    def measure(self, step: int) -> None:
-        """Answer, score each process's rows at once, log, and keep the adapter if it is best."""
-        started = time.monotonic()
-        figures = reward_summary(assess_rewards(self._earned(), episodes=episodes(self.table)))
-        figures["seconds"] = time.monotonic() - started
-        self.log({f"eval_{name}": value for name, value in figures.items()})
-        if self.trainer.accelerator.is_main_process:
-            self.keep(step, figures["reward"], reward=figures["reward"])
-        self.trainer.accelerator.wait_for_everyone()
+    def figures(self) -> dict[str, Any]:
+        """What the answers of all processes earn; each process scores its rows at once."""
+        return reward_summary(assess_rewards(self._earned(), episodes=episodes(self.table)))
 
     def _earned(self) -> Earned:
         found = greedy(self.trainer, self.table, self.settings)
