@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from gptoss_tools.cli.common import cache_dir
-from gptoss_tools.core.data import load_table
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.evaluation.evaluate import evaluate
 from gptoss_tools.evaluation.work import prepare
 from gptoss_tools.models.tiny_cache import tiny_path

@@ -35,9 +35,9 @@ GOALS = {"calc-reward": 50.0, "convert-harmony": 10.0}
 MOST_MEMORY = 1e9
 OURS = """
 import json, sys, time
-from gptoss_tools.core.check import check
-from gptoss_tools.core.convert import convert
-from gptoss_tools.core.score import score
+from gptoss_tools.data.check import check
+from gptoss_tools.data.convert import convert
+from gptoss_tools.data.score import score
 start, used = time.perf_counter(), time.process_time()
 if sys.argv[1] == "calc-reward":
     score([sys.argv[2]])

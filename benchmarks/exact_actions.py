@@ -87,7 +87,7 @@ def settings(work: Path, arm: str, seed: int, folder: Path, **more: Any) -> Any:
 
 def table(work: Path) -> Path:
     """Return the training table with the rewards that learning.py found best."""
-    from gptoss_tools.core.score import score
+    from gptoss_tools.data.score import score
 
     folder = work / "data"
     if not folder.exists():

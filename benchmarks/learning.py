@@ -77,7 +77,7 @@ def train_arm(job: tuple[str, int, int, str]) -> dict[str, Any]:
     arm, seed, steps, home = job
     _, (method, tau), own = ARMS[arm]
     from gptoss_tools.core.history import read_metrics
-    from gptoss_tools.core.score import score
+    from gptoss_tools.data.score import score
     from gptoss_tools.settings import TrainSettings
     from gptoss_tools.training.train import train
 

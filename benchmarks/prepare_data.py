@@ -27,7 +27,7 @@ COMMAND = "python benchmarks/prepare_data.py"
 MOST_BYTES_PER_ROW = 400.0  # a hash of 16 bytes as Python keeps it, and the rest of a set
 OURS = """
 import json, sys, time
-from gptoss_tools.core.prepare import prepare
+from gptoss_tools.data.prepare import prepare
 from gptoss_tools.settings import PrepareDataSettings
 start = time.process_time()
 report = prepare(PrepareDataSettings(paths=[sys.argv[1]], out=sys.argv[2])).report

@@ -11,10 +11,10 @@ import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
-from gptoss_tools.core.convert import convert
-from gptoss_tools.core.harmony import parse_legacy, render
-from gptoss_tools.core.score import score
-from gptoss_tools.core.table_writer import TableWriter
+from gptoss_tools.chat.harmony import parse_legacy, render
+from gptoss_tools.data.convert import convert
+from gptoss_tools.data.score import score
+from gptoss_tools.data.table_writer import TableWriter
 from gptoss_tools.tes.dataset import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,9 @@ import datetime
 
 import pytest
 
-from gptoss_tools.core.check import check
-from gptoss_tools.core.convert import convert
-from gptoss_tools.core.score import score
+from gptoss_tools.data.check import check
+from gptoss_tools.data.convert import convert
+from gptoss_tools.data.score import score
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import Completion, Message
+from gptoss_tools.chat.actions import Decision, Reason
+from gptoss_tools.chat.completions import Completion, Message
 
 
 def run(pytestconfig, *options):

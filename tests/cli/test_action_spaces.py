@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gptoss_tools.core.data import load_table
+from gptoss_tools.data.decisions import load_table
 
 DATE = "2026-01-01"
 PHASES = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gptoss_tools import registry
-from gptoss_tools.core.data import load_table
-from gptoss_tools.core.prepare_formats import KIND
+from gptoss_tools.data.decisions import load_table
+from gptoss_tools.data.prepare_formats import KIND
 from gptoss_tools.errors import DataError
 
 GSM = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}", "tags": ["sum"]} for n in range(30)]
@@ -91,7 +91,7 @@ def test_the_format_shown_in_the_contributors_guide_works(gptoss, repository):
 
 def test_a_format_that_fails_is_named_with_the_row(gptoss):
     Path("broken_format.py").write_text(
-        "from gptoss_tools.core.prepare_formats import data_format\n"
+        "from gptoss_tools.data.prepare_formats import data_format\n"
         "@data_format('broken', ('question',))\n"
         "def broken(cells):\n    return cells['nothing']\n"
     )

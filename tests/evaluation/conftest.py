@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def prompts() -> list[str]:
-    from gptoss_tools.core.harmony import render
+    from gptoss_tools.chat.harmony import render
 
     texts = [f"hour {h} load {h * 7} kW" + " and carbon rises" * (h % 4) for h in range(11)]
     return [

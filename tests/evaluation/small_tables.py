@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.evaluation.metrics import Choices
 
 NAN, INF = float("nan"), float("inf")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import split_text
-from gptoss_tools.core.data import load_table
+from gptoss_tools.chat.actions import Decision, Reason
+from gptoss_tools.chat.completions import split_text
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.evaluation.earned import (
     Earned,

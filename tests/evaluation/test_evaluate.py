@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss_tools.core.data import load_table
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.errors import ConfigError, DataError, RunFolderError
 from gptoss_tools.evaluation.evaluate import evaluate
 from gptoss_tools.evaluation.metrics import Choices, row_scores

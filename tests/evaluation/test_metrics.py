@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tables import INF, NAN, make_table, reordered, tables, tables_with
 
-from gptoss_tools.core.actions import Reason
+from gptoss_tools.chat.actions import Reason
 from gptoss_tools.errors import DataError
 from gptoss_tools.evaluation.metrics import Choices, assess, row_scores, uniform_regret
 

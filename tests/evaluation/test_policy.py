@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from gptoss_tools.core.harmony import GENERATION_PROMPT
+from gptoss_tools.chat.harmony import GENERATION_PROMPT
 from gptoss_tools.errors import DataError, RunFolderError
 from gptoss_tools.evaluation.decoding import DrawByRow, generation_config
 from gptoss_tools.evaluation.policy import Policy, as_harmony, find_source, load_policy

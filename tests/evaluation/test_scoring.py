@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import Completion
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.chat.actions import Decision, Reason
+from gptoss_tools.chat.completions import Completion
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import DataError
 from gptoss_tools.evaluation.policy import Answer
 from gptoss_tools.evaluation.scoring import baselines, score

@@ -19,8 +19,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GptOssForCausalLM
 
-from gptoss_tools.core.data import load_table
 from gptoss_tools.core.mxfp4 import PACKED
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.export.gguf import export_gguf
 from gptoss_tools.export.gguf_lora import export_adapter
 from gptoss_tools.export.merge import export_mxfp4

@@ -9,7 +9,7 @@ import pytest
 from gguf import TokenType
 from gguf_reading import read_gguf
 
-from gptoss_tools.core.harmony import chat_template
+from gptoss_tools.chat.harmony import chat_template
 from gptoss_tools.errors import DataError
 from gptoss_tools.export.gguf import export_gguf
 from gptoss_tools.export.gguf_tokenizer import read_tokenizer, token_list

@@ -10,7 +10,7 @@ import torch
 from export_lab import tensors
 from peft import PeftModel
 
-from gptoss_tools.core.harmony import render
+from gptoss_tools.chat.harmony import render
 from gptoss_tools.export import finish, logits
 from gptoss_tools.export.bf16 import export_bf16
 from gptoss_tools.export.experts import parameters_of

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_tools.core.data import load_table
-from gptoss_tools.core.harmony import render
+from gptoss_tools.chat.harmony import render
 from gptoss_tools.core.publish import write_json
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.export.gguf import export_gguf
 from gptoss_tools.export.modelfile import modelfile, served_name
 from gptoss_tools.export.prompt_form import form_of, training_form

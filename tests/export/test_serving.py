@@ -9,7 +9,7 @@ import shlex
 import pytest
 from peft import PeftModel
 
-from gptoss_tools.core.harmony import render
+from gptoss_tools.chat.harmony import render
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.export.gguf import export_gguf
 from gptoss_tools.export.gguf_lora import export_adapter

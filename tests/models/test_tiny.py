@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_lab import HURRIED
 
-from gptoss_tools.core.actions import Reason, parse_action
-from gptoss_tools.core.completions import split_text
+from gptoss_tools.chat.actions import Reason, parse_action
+from gptoss_tools.chat.completions import split_text
 from gptoss_tools.errors import DataError, MachineError
 from gptoss_tools.models import tiny_lessons as lessons
 from gptoss_tools.models.loading import load_model, load_tokenizer

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from report_lab import SETTINGS, write_json, write_lines
 
-from gptoss_tools.core.data import load_table
-from gptoss_tools.core.harmony import parse_legacy, render
+from gptoss_tools.chat.harmony import parse_legacy, render
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.evaluation import closed_loop
 from gptoss_tools.evaluation.metrics import Choices, assess
 from gptoss_tools.evaluation.records import decision_rows

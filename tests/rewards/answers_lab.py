@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptoss_tools.core.actions import Decision, parse_action
-from gptoss_tools.core.completions import split_text
+from gptoss_tools.chat.actions import Decision, parse_action
+from gptoss_tools.chat.completions import split_text
 from gptoss_tools.rewards import Answered
 from gptoss_tools.rewards.combined import find
 from gptoss_tools.settings import RewardSettings

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import split_text
-from gptoss_tools.core.rubrics import RubricItem, dump_rubric
+from gptoss_tools.chat.actions import Decision, Reason
+from gptoss_tools.chat.completions import split_text
+from gptoss_tools.data.rubrics import RubricItem, dump_rubric
 from gptoss_tools.rewards.answered import Answered
 from gptoss_tools.rewards.judge import Question
 from gptoss_tools.settings import RewardSettings

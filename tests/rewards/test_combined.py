@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_tools import registry
-from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import Completion
+from gptoss_tools.chat.actions import Decision, Reason
+from gptoss_tools.chat.completions import Completion
 from gptoss_tools.errors import ConfigError, TrainingError
 from gptoss_tools.rewards import Answered, batch_reward, matching, reward
 from gptoss_tools.rewards.combined import Rewards, all_kinds, find, names_of, needed

@@ -9,7 +9,7 @@ from answers_lab import answered, earned
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gptoss_tools.core.rubrics import RubricItem, dump_rubric
+from gptoss_tools.data.rubrics import RubricItem, dump_rubric
 from gptoss_tools.errors import TrainingError
 from gptoss_tools.rewards.overlap import coverage, own_share, uncopied, words_of
 

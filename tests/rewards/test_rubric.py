@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_lab import ITEMS, ScriptedJudge, answered, says, settings
 
-from gptoss_tools.core.rubrics import CATEGORIES, RubricItem, dump_rubric
+from gptoss_tools.data.rubrics import CATEGORIES, RubricItem, dump_rubric
 from gptoss_tools.errors import DataError, TrainingError
 from gptoss_tools.rewards.rubric import Rubric, explicit_reward
 from gptoss_tools.settings import TrainSettings

@@ -6,7 +6,7 @@ import json
 import pytest
 from judge_lab import ITEMS, ScriptedJudge, honest, says, sends
 
-from gptoss_tools.core.rubrics import dump_rubric
+from gptoss_tools.data.rubrics import dump_rubric
 from gptoss_tools.errors import TrainingError
 from gptoss_tools.settings import ResumeSettings, TrainSettings
 from gptoss_tools.training.train import resume, train

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.registry import register
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.grpo import DecisionReward, DecisionTrainer, build_dataset, make_config

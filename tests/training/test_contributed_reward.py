@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import run_lab
 
-from gptoss_tools.core.actions import Decision, Reason
-from gptoss_tools.core.completions import split_text
+from gptoss_tools.chat.actions import Decision, Reason
+from gptoss_tools.chat.completions import split_text
 from gptoss_tools.core.runs import Run
 from gptoss_tools.rewards import Answered
 from gptoss_tools.rewards.combined import find

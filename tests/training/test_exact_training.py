@@ -14,7 +14,7 @@ import run_lab
 import torch
 from test_exact_actions import FINAL, SAID, THOUGHT, drawn, furnish
 
-from gptoss_tools.core.actions import compile_pattern
+from gptoss_tools.chat.actions import compile_pattern
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models import mixlora
 from gptoss_tools.training import answer_tree

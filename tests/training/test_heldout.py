@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import run_lab
 
-from gptoss_tools.core.data import load_table
 from gptoss_tools.core.history import read_metrics
 from gptoss_tools.core.publish import read_manifest
 from gptoss_tools.core.runs import open_run
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.errors import DataError
 
 FIGURES = ("eval_regret", "eval_regret_low", "eval_regret_high", "eval_top1", "eval_invalid")

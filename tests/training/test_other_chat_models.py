@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
 
 import chat_lab
-from gptoss_tools.core.chat import chat_of
-from gptoss_tools.core.data import load_table
+from gptoss_tools.chat.families import chat_of
 from gptoss_tools.core.runs import open_run
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.evaluation.policy import load_policy
 from gptoss_tools.models.loading import load_model, load_tokenizer

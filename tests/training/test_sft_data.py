@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from gptoss_tools.core.instruction_rows import Conversation, Instruction
-from gptoss_tools.core.instructions import Instructions
-from gptoss_tools.core.prompter import choose_prompter
+from gptoss_tools.data.instruction_rows import Conversation, Instruction
+from gptoss_tools.data.instructions import Instructions
+from gptoss_tools.data.prompter import choose_prompter
 from gptoss_tools.errors import DataError
 from gptoss_tools.training.sft_data import token_pairs, tokenize_examples
 from gptoss_tools.training.sft_passes import PassSampler, steps_of

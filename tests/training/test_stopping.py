@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gptoss_tools.core.chat import chat_of
+from gptoss_tools.chat.families import chat_of
 from gptoss_tools.training.stopping import EndAfterAction, closing_tokens
 
 ROW = {"n_actions": 3, "actions": None}

@@ -27,7 +27,7 @@ def calc_reward(settings: CalcRewardSettings, loaded: Loaded) -> None:
     NAME_with_reward beside every table, or the table itself with --overwrite. Prints how far the
     values lie apart, how many rows come out flat, and the tau that suggests.
     """
-    from ..core.score import BOUNDED, SATURATED, score
+    from ..data.score import BOUNDED, SATURATED, score
 
     with out.progress("rows", None, every=100_000) as update:
         result = score(

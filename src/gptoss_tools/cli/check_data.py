@@ -24,7 +24,7 @@ def check_data(settings: CheckDataSettings, loaded: Loaded) -> None:
     Checks what training would read: columns, prompts, values, rewards, or answers and rubrics where
     a table has no values, and repeated rows. Exit code 2 if there is any problem.
     """
-    from ..core.check import check
+    from ..data.check import check
 
     rows: dict[str, int] = {}
     prompts: dict[str, str] = {}

@@ -15,7 +15,7 @@ from ..load import Loaded, cache_dir
 from ..settings import AnswerSettings, GenerateSettings, TestAdapterSettings
 
 if TYPE_CHECKING:  # both load heavy libraries, which no help should pay for
-    from ..core.data import DecisionTable
+    from ..data.decisions import DecisionTable
     from ..evaluation.policy import Answer, Policy
     from ..training.outcome import Outcome
 

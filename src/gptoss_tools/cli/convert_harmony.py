@@ -26,7 +26,7 @@ def convert_harmony(settings: ConvertHarmonySettings, loaded: Loaded) -> None:
     `user:` change the role. Prompts that are Harmony already pass through unchanged. The text is
     what gpt-oss's own chat template gives; the date in it is pinned.
     """
-    from ..core.convert import convert
+    from ..data.convert import convert
 
     with out.progress("rows", None, every=100_000) as update:
         files = convert(

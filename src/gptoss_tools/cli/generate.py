@@ -65,7 +65,7 @@ def _one(settings: GenerateSettings, loaded: Loaded, prompt: str) -> None:
 
 
 def _table(settings: GenerateSettings, loaded: Loaded) -> None:
-    from ..core.table_writer import TableWriter
+    from ..data.table_writer import TableWriter
     from ..evaluation.scoring import score
 
     table = asked_table(settings, loaded)

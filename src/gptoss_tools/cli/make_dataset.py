@@ -32,7 +32,7 @@ def make_dataset(settings: MakeDatasetSettings, loaded: Loaded) -> None:
     A heat pump charges a cold tank; the value of every action comes from backward recursion. Series
     are generated (duck, noon, peak) or read from hourly CSV files of your own.
     """
-    from ..core.table_writer import TableWriter
+    from ..data.table_writer import TableWriter
     from ..tes.dataset import from_series, make_series
     from ..tes.plant import Plant
     from ..tes.series import read_all, write_series

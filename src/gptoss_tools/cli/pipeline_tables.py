@@ -20,7 +20,7 @@ def prepare_tables(
     Converts only where prompts are legacy, scores only where rewards are missing, and checks all.
     Adds to `figures` rows, converted and scored. Raises as the commands do.
     """
-    from ..core.readiness import survey
+    from ..data.readiness import survey
 
     reading = load(CheckDataSettings, "check-data", config=stages.config).settings
     tables = survey(paths, encoding=reading.encoding, delimiter=reading.delimiter)

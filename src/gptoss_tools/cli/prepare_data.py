@@ -28,7 +28,7 @@ def prepare_data(settings: PrepareDataSettings, loaded: Loaded) -> None:
     reference, rubric, id and source, and OUT/report.json: how many rows were read, kept, and left
     out for which reason. A row's side depends on its prompt and the seed alone.
     """
-    from ..core.prepare import prepare
+    from ..data.prepare import prepare
 
     with out.progress("rows", None, every=100_000) as update:
         done = prepare(settings, on_progress=show_rows(update))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptoss_tools.core.actions import Reason
+from gptoss_tools.chat.actions import Reason
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.evaluation.intervals import bootstrap_mean
 from gptoss_tools.tes.baselines import BASELINES, Rule, random_rule

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from gptoss_tools.core.chat import Chat
+from gptoss_tools.chat.families import Chat
 from gptoss_tools.settings import DecodingSettings
 
 _DONE = object()

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.actions import INVALID_REASONS, Decision, Reason
-from gptoss_tools.core.completions import Completion, Message
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.chat.actions import INVALID_REASONS, Decision, Reason
+from gptoss_tools.chat.completions import Completion, Message
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.evaluation.intervals import Resamples
 from gptoss_tools.evaluation.outcomes import ci95, mean
 from gptoss_tools.evaluation.regrets import Floats

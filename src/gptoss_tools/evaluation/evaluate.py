@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.locks import hold
 from gptoss_tools.core.publish import write_json
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import RunFolderError
 from gptoss_tools.evaluation import closed_loop
 from gptoss_tools.evaluation.earned import assess_rewards, reward_rows, score_records

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.evaluation.journal import Journal
 from gptoss_tools.evaluation.metrics import Choices
 from gptoss_tools.evaluation.policy import Answer, Policy

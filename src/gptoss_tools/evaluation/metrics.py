@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gptoss_tools.core.actions import INVALID_REASONS
-from gptoss_tools.core.data import DecisionTable
-from gptoss_tools.core.tables import is_missing
+from gptoss_tools.chat.actions import INVALID_REASONS
+from gptoss_tools.data.decisions import DecisionTable
+from gptoss_tools.data.tables import is_missing
 from gptoss_tools.evaluation.intervals import Resamples
 from gptoss_tools.evaluation.outcomes import (
     Outcomes,

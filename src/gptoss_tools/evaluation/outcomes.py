@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.evaluation.intervals import Resamples
 from gptoss_tools.evaluation.regrets import (
     Bools,

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gptoss_tools.core.actions import Decision, compile_pattern, parse_action
-from gptoss_tools.core.chat import Chat, chat_of
-from gptoss_tools.core.completions import Completion
+from gptoss_tools.chat.actions import Decision, compile_pattern, parse_action
+from gptoss_tools.chat.completions import Completion
+from gptoss_tools.chat.families import Chat, chat_of
 from gptoss_tools.errors import DataError, MachineError
 from gptoss_tools.evaluation.decoding import generation_config, processors, stream_tokens
 from gptoss_tools.evaluation.sources import Prompt, Source, as_harmony, as_prompt, find_source

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.publish import write_text
-from gptoss_tools.core.tables import is_missing
+from gptoss_tools.data.decisions import DecisionTable
+from gptoss_tools.data.tables import is_missing
 from gptoss_tools.evaluation.interview import choices
 from gptoss_tools.evaluation.metrics import Choices, row_scores
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gptoss_tools.core.actions import Reason
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.chat.actions import Reason
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,7 @@ NEAR = 0.05  # share of a row's range within which an answer is near the optimum
 class Choices:
     """What a policy chose on all R rows of a table.
 
-    `action` [R] is -1 for an invalid answer; `reason` [R] holds values of core.actions.Reason.
+    `action` [R] is -1 for an invalid answer; `reason` [R] holds values of chat.actions.Reason.
     """
 
     action: Actions

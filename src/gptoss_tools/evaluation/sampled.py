@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.evaluation.intervals import Resamples
 from gptoss_tools.evaluation.outcomes import Outcomes, ci95, mean, summary
 from gptoss_tools.evaluation.regrets import Choices, Floats, check_choices, require_q

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_tools.core.actions import INVALID_REASONS, Reason
-from gptoss_tools.core.data import DecisionTable
+from gptoss_tools.chat.actions import INVALID_REASONS, Reason
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import DataError
 from gptoss_tools.evaluation.outcomes import mean
 from gptoss_tools.evaluation.policy import Answer

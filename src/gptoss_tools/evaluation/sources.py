@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_tools.core.chat import HarmonyPrompts, Prompts
+from gptoss_tools.chat.families import HarmonyPrompts, Prompts
 from gptoss_tools.core.runs import HOME, LATEST, open_run
 from gptoss_tools.errors import DataError
 from gptoss_tools.models.names import base_of

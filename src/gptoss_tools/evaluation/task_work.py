@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.publish import write_json
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import RunFolderError
 from gptoss_tools.evaluation.evaluate import (
     DECISIONS,

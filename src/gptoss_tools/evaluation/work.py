@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.runs import Run
-from gptoss_tools.core.tables import is_missing
+from gptoss_tools.data.decisions import DecisionTable
+from gptoss_tools.data.tables import is_missing
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.evaluation import closed_loop
 from gptoss_tools.evaluation.earned import by_reward

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from gptoss_tools.core import harmony
+from gptoss_tools.chat import harmony
 from gptoss_tools.errors import DataError
 
 MODEL, PRE = "gpt2", "gpt-4o"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gptoss_tools.core.chat import chat_of
+from gptoss_tools.chat.families import chat_of
 from gptoss_tools.errors import MachineError
 from gptoss_tools.export.record import LogitGap
 from gptoss_tools.models.adapters import without_adapter

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_tools.core.harmony import render
+from gptoss_tools.chat.harmony import render
 from gptoss_tools.core.runs import Run, open_run
-from gptoss_tools.core.tables import read_chunks
+from gptoss_tools.data.tables import read_chunks
 from gptoss_tools.errors import DataError
 from gptoss_tools.settings import TrainSettings
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_tools.core.chat import HarmonyPrompts, Prompts, RawPrompts, chat_of
-from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.chat.families import HarmonyPrompts, Prompts, RawPrompts, chat_of
+from gptoss_tools.data.decisions import DecisionTable, load_table
 from gptoss_tools.errors import GptossError
 from gptoss_tools.models.loading import load_tokenizer
 from gptoss_tools.models.machine import PUBLISHED

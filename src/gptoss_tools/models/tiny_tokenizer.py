@@ -25,7 +25,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from gptoss_tools.core import harmony
+from gptoss_tools.chat import harmony
 
 _NAMES = {
     199998: "startoftext",

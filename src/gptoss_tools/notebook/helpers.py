@@ -10,9 +10,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from gptoss_tools.core.actions import parse_action
-from gptoss_tools.core.chat import chat_of
-from gptoss_tools.core.completions import split_text
+from gptoss_tools.chat.actions import parse_action
+from gptoss_tools.chat.completions import split_text
+from gptoss_tools.chat.families import chat_of
 from gptoss_tools.core.stream import value_columns
 from gptoss_tools.load import cache_dir
 from gptoss_tools.models.loading import load_tokenizer

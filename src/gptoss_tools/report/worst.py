@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_tools.core.completions import split_text
+from gptoss_tools.chat.completions import split_text
 from gptoss_tools.report.collect import Row, RunRecord, value_of
 from gptoss_tools.report.maps import moment_of
 from gptoss_tools.report.words import DASH, REASONS, short

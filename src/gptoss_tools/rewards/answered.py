@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_tools import registry
-from gptoss_tools.core.actions import Decision
-from gptoss_tools.core.completions import Completion
+from gptoss_tools.chat.actions import Decision
+from gptoss_tools.chat.completions import Completion
 from gptoss_tools.errors import DataError, TrainingError
 from gptoss_tools.settings import RewardSettings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptoss_tools.core.rewards import settle
+from gptoss_tools.data.action_rewards import settle
 from gptoss_tools.rewards.answered import Answered, reward
 from gptoss_tools.settings import RewardSettings
 

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 
-from gptoss_tools.core.actions import fold
+from gptoss_tools.chat.actions import fold
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.rewards.answered import Answered, batch_reward, reward
 from gptoss_tools.settings import RewardSettings

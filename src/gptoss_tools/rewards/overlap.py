@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from gptoss_tools.core.rubrics import RubricItem, parse_rubric
+from gptoss_tools.data.rubrics import RubricItem, parse_rubric
 from gptoss_tools.rewards.answered import Answered, reward
 from gptoss_tools.settings import RewardSettings
 

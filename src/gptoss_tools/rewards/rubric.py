@@ -1,7 +1,7 @@
 """The reward `rubric`: a judge compares each answer with its row's rubric (Rubrics as Rewards).
 
 Gunjal et al., arXiv 2507.17746: explicitly (Eq. 1) or implicitly (Eq. 2). Leaves out how rubrics
-are read (core.rubrics) and how a judge is asked (rewards.judge).
+are read (data.rubrics) and how a judge is asked (rewards.judge).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from gptoss_tools.core.columns import is_blank
-from gptoss_tools.core.completions import split_text
-from gptoss_tools.core.data import as_messages
-from gptoss_tools.core.harmony import is_harmony
-from gptoss_tools.core.rubrics import CATEGORIES, Category, RubricItem, parse_rubric
+from gptoss_tools.chat.completions import split_text
+from gptoss_tools.chat.harmony import is_harmony
+from gptoss_tools.data.columns import is_blank
+from gptoss_tools.data.decisions import as_messages
+from gptoss_tools.data.rubrics import CATEGORIES, Category, RubricItem, parse_rubric
 from gptoss_tools.errors import DataError
 from gptoss_tools.rewards.answered import Answered, batch_reward
 from gptoss_tools.rewards.judge import Judge, Question

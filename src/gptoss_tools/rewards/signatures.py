@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gptoss_tools.core.rewards import settle
+from gptoss_tools.data.action_rewards import settle
 from gptoss_tools.errors import ConfigError, GptossError, TrainingError
 from gptoss_tools.rewards.answered import (
     FORM,

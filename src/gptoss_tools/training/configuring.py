@@ -17,9 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.grpo_config import GRPOConfig
 
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.stream import value_columns
-from gptoss_tools.core.tables import is_missing
+from gptoss_tools.data.decisions import DecisionTable
+from gptoss_tools.data.tables import is_missing
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.models.machine import resolve_device, weight_type
 from gptoss_tools.rewards.combined import needed, reads_only_values

@@ -25,7 +25,7 @@ from transformers import (
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gptoss_tools.core.chat import chat_of
+from gptoss_tools.chat.families import chat_of
 from gptoss_tools.core.stream import StepStream
 from gptoss_tools.errors import ConfigError, TrainingError
 from gptoss_tools.models.adapters import attach_adapter, auxiliary_losses

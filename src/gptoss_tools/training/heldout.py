@@ -14,8 +14,8 @@ import numpy as np
 from accelerate.utils import gather_object
 from trl.models.utils import unwrap_model_for_generation
 
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.runs import Run
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.evaluation.earned import Earned, answer_to, assess_rewards
 from gptoss_tools.evaluation.metrics import Choices, assess
 from gptoss_tools.evaluation.policy import Answer, Policy, Source

@@ -20,10 +20,10 @@ from datasets import Dataset
 from huggingface_hub import constants as hub_constants
 from transformers import GptOssConfig
 
-from gptoss_tools.core.chat import HarmonyChat, RawPrompts, chat_of
+from gptoss_tools.chat.families import HarmonyChat, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
-from gptoss_tools.core.data import DecisionTable
 from gptoss_tools.core.runs import Run
+from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import ConfigError, GptossError, MachineError
 from gptoss_tools.models.chats import prompts_for
 from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts

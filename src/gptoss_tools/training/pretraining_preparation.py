@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.runs import Run
-from gptoss_tools.core.text import Corpus, read_corpus
+from gptoss_tools.data.text import Corpus, read_corpus
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.models.experts import pin_experts
 from gptoss_tools.models.loading import load_tokenizer, quiet, read_config

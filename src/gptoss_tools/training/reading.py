@@ -13,9 +13,9 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from gptoss_tools.core.chat import Prompts
-from gptoss_tools.core.columns import is_blank
-from gptoss_tools.core.data import DecisionTable, load_table
+from gptoss_tools.chat.families import Prompts
+from gptoss_tools.data.columns import is_blank
+from gptoss_tools.data.decisions import DecisionTable, load_table
 from gptoss_tools.errors import DataError
 from gptoss_tools.evaluation.earned import by_reward
 from gptoss_tools.rewards.combined import needed, reads_only_values

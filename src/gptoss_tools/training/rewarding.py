@@ -1,7 +1,7 @@
 """From TRL's batched reward call to one decision, one reward and one record per completion.
 
 TRL hands over text without special tokens, in which analysis and final run together; everything
-here is read from `completion_ids`. Leaves out what an answer means (core.actions), what it is worth
+here is read from `completion_ids`. Leaves out what an answer means (chat.actions), what it is worth
 (rewards) and where records are written (the caller's sink).
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gptoss_tools.core.actions import INVALID_REASONS, Reason, compile_pattern, parse_action
-from gptoss_tools.core.chat import chat_of
+from gptoss_tools.chat.actions import INVALID_REASONS, Reason, compile_pattern, parse_action
+from gptoss_tools.chat.families import chat_of
 from gptoss_tools.rewards import Answered
 from gptoss_tools.rewards.combined import Rewards, Scores
 from gptoss_tools.settings import RewardSettings, TrainSettings

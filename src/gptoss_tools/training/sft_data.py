@@ -17,8 +17,8 @@ import pyarrow as pa
 from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
-from gptoss_tools.core.instructions import Instructions
-from gptoss_tools.core.prompter import Prompter
+from gptoss_tools.data.instructions import Instructions
+from gptoss_tools.data.prompter import Prompter
 from gptoss_tools.errors import DataError
 
 IGNORED = -100  # the label of a token that is read and not learned

@@ -14,11 +14,11 @@ import torch
 from huggingface_hub import constants as hub_constants
 from transformers import GptOssConfig, PreTrainedTokenizerFast
 
+from gptoss_tools.chat.completions import HarmonyTokens
 from gptoss_tools.core.claims import next_free
-from gptoss_tools.core.completions import HarmonyTokens
-from gptoss_tools.core.instructions import Instructions, load_instructions
-from gptoss_tools.core.prompter import HarmonyPrompter, Prompter, choose_prompter
 from gptoss_tools.core.runs import Run
+from gptoss_tools.data.instructions import Instructions, load_instructions
+from gptoss_tools.data.prompter import HarmonyPrompter, Prompter, choose_prompter
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.models.chats import reads_harmony
 from gptoss_tools.models.experts import pin_experts

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from gptoss_tools.core.actions import Reason, parse_action
-from gptoss_tools.core.chat import Chat
+from gptoss_tools.chat.actions import Reason, parse_action
+from gptoss_tools.chat.families import Chat
 from gptoss_tools.training.masking import recount
 
 CLOSING = "]"

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptoss_tools.core.actions import Decision, Reason, parse_action
-from gptoss_tools.core.completions import Completion, HarmonyTokens, Message, parse_completion
-from gptoss_tools.core.rewards import InvalidReward, settle
+from gptoss_tools.chat.actions import Decision, Reason, parse_action
+from gptoss_tools.chat.completions import Completion, HarmonyTokens, Message, parse_completion
+from gptoss_tools.data.action_rewards import InvalidReward, settle
 from gptoss_tools.errors import ConfigError, DataError
 from gptoss_tools.training.answer_tree import ABSENT
 
