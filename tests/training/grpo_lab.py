@@ -164,6 +164,7 @@ def trainer(
         "on_completions",
         "allow_changes",
         "share_prompts",
+        "tokens_per_forward",
         "action_gradient",
         "stop_at_action",
     )

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from gptoss_tools.training.configuring import OURS, SAME_NAME
 from gptoss_tools.training.grpo import DecisionTrainer
+from gptoss_tools.training.sharing import SharesPrompts
 from gptoss_tools.training.steady import SteadySaves
 
 # name: (parameters after self, why it is overridden)
@@ -59,8 +60,8 @@ def test_trl_still_has_the_signature_we_override(name):
 
 
 def test_nothing_else_is_overridden():
-    both = {**vars(SteadySaves), **vars(DecisionTrainer)}
-    ours = {n for n, v in both.items() if callable(v) and not n.startswith("__")}
+    all_three = {**vars(SteadySaves), **vars(SharesPrompts), **vars(DecisionTrainer)}
+    ours = {n for n, v in all_three.items() if callable(v) and not n.startswith("__")}
     assert {n for n in ours if hasattr(GRPOTrainer, n)} == OVERRIDDEN.keys()
 
 

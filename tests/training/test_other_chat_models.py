@@ -109,7 +109,7 @@ def test_two_steps_and_one_more_are_three_steps_to_the_bit(whole, folder):
 
 def scorer(folder: Path, architecture=None) -> DecisionTrainer:
     """A trainer whose adapter is no longer nothing."""
-    wanted = settings(folder, "unused", max_steps=1)
+    wanted = settings(folder, "unused", max_steps=1, share_prompts=True)
     known = load_tokenizer(folder / "model")
     table = load_table(wanted.data, prompts=chat_of(known, date="2025-01-31"))
     data, _ = build_dataset(table, known, wanted)

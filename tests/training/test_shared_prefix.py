@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import grpo_lab as lab
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from test_grpo_masking import LOSSES, assert_same_gradient, generate, gradient, move_policy
 from transformers import DynamicCache, GenerationConfig
 
+from gptoss_tools.models.branch_attention import Group
 from gptoss_tools.training import shared_prefix
 from gptoss_tools.training.shared_prefill import prefill, read_prompts_once
 
@@ -21,17 +25,13 @@ def test_a_group_is_the_prompt_and_then_a_branch_for_each_completion():
     prompt_mask = torch.tensor([[0, 0, 1, 1, 1]] * 2)
     completion, mask = torch.tensor([[8, 9, 1], [4, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     pieces = shared_prefix.pieces_of(prompt, prompt_mask, completion, mask)
-    packed = shared_prefix.pack(pieces, sliding_window=3)
+    packed = shared_prefix.pack(pieces)
     #                                        5  6 | 7  8  9 | 7
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 7]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2]]
     assert packed.labels.tolist() == [[-100, -100, 8, 9, 1, 4]]
-    seen = packed.masks["full_attention"][0, 0] == 0
-    assert seen[4].tolist() == [True, True, True, True, True, False]  # 9 sees its own branch
-    assert seen[5].tolist() == [True, True, False, False, False, True]  # the other 7 sees no 8
-    near = packed.masks["sliding_attention"][0, 0] == 0
-    assert near[4].tolist() == [False, False, True, True, True, False]  # positions 2, 3, 4
-    assert near[5].tolist() == [True, True, False, False, False, True]  # positions 0, 1, 2
+    assert packed.branches.groups == (Group(2, (3, 1)),)
+    assert packed.where.tolist() == [2, 3, 4, 5]
     assert [t.tolist() for t in packed.back] == [[0, 0, 0, 1], [0, 1, 2, 0]]
 
 
@@ -39,46 +39,81 @@ lengths = st.lists(st.integers(0, 6), min_size=1, max_size=6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(prompt=st.integers(1, 8), completions=lengths, window=st.integers(1, 9))
-def test_every_token_sees_what_it_would_see_alone(prompt, completions, window):
-    rows, width = len(completions), max(*completions, 1)
-    ids = torch.arange(rows * width).view(rows, width) + 100
-    mask = (torch.arange(width) < torch.tensor(completions).unsqueeze(1)).long()
-    prompts = (torch.arange(prompt) + 1).expand(rows, -1)
-    pieces = shared_prefix.pieces_of(prompts, torch.ones_like(prompts), ids, mask)
-    if not any(completions):
+@given(prompts=st.lists(st.tuples(st.integers(1, 8), lengths), min_size=1, max_size=3))
+def test_every_completion_can_be_read_off_the_row_with_its_prompt_and_positions(prompts):
+    rows = [(number, p, c) for number, (p, cs) in enumerate(prompts) for c in cs]
+    width, longest = max(1, *(c for _, _, c in rows)), max(p for _, p, _ in rows)
+    ids = torch.arange(len(rows) * width).view(len(rows), width) + 100
+    mask = (torch.arange(width) < torch.tensor([[c] for _, _, c in rows])).long()
+    before = torch.tensor([[0] * (longest - p) + [n + 1] * p for n, p, _ in rows])
+    pieces = shared_prefix.pieces_of(before, (before > 0).long(), ids, mask)
+    if not mask.any():
         assert pieces == []
         return
-    packed = shared_prefix.pack(pieces, sliding_window=window)
-    covered = set(zip(*(t.tolist() for t in packed.back), strict=True))
-    assert covered == {(r, c) for r in range(rows) for c in range(completions[r])}
-    for (n, place), (row, column) in zip(
-        zip(*(t.tolist() for t in packed.where), strict=True),
-        zip(*(t.tolist() for t in packed.back), strict=True),
-        strict=True,
-    ):
-        alone = [*range(1, prompt + 1), *ids[row].tolist()][: prompt + column]
-        for kind, first in (("full_attention", 0), ("sliding_attention", len(alone) - window)):
-            seen = packed.masks[kind][n, 0, place] == 0
-            assert packed.input_ids[n, seen].tolist() == alone[max(0, first) :]
-        assert packed.position_ids[n, place] == len(alone) - 1
-        assert packed.labels[n, place] == ids[row, column]
+    packed = shared_prefix.pack(pieces)
+    assert len({tuple(piece.prompt) for piece in pieces}) == len(pieces)
+    covered = list(zip(*(t.tolist() for t in packed.back), strict=True))
+    assert sorted(covered) == [(r, c) for r in range(len(rows)) for c in range(rows[r][2])]
+    seen = packed.branches.sees(None)
+    everywhere = torch.arange(packed.input_ids.size(1))
+    for place, (row, column) in zip(packed.where.tolist(), covered, strict=True):
+        number, prompt, _ = rows[row]
+        alone = [*[number + 1] * prompt, *ids[row].tolist()][: prompt + column]
+        assert packed.input_ids[0, seen(torch.tensor(place), everywhere)].tolist() == alone
+        assert packed.position_ids[0, place] == len(alone) - 1
+        assert packed.labels[0, place] == ids[row, column]
 
 
-def test_long_completions_are_cut_into_pieces_that_cost_no_more_than_rows():
-    branches = [shared_prefix.Branch(i, list(range(50))) for i in range(8)]
-    parts = list(shared_prefix._affordable(20, branches))
-    assert [b.row for part in parts for b in part] == list(range(8))
-    for part in parts:
-        assert (19 + 50 * len(part)) ** 2 <= len(part) * 70**2
-    assert len(list(shared_prefix._affordable(1000, branches))) == 1
+@given(
+    pieces=st.lists(
+        st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=5)),
+        min_size=1,
+        max_size=8,
+    ),
+    budget=st.integers(2, 120),
+)
+def test_a_budget_loses_no_completion_and_is_kept_unless_a_single_one_is_longer(pieces, budget):
+    whole = [
+        shared_prefix.Piece(
+            list(range(prompt)),
+            [shared_prefix.Branch(100 * n + m, [0] * size) for m, size in enumerate(sizes)],
+        )
+        for n, (prompt, sizes) in enumerate(pieces)
+    ]
+    rows = shared_prefix.within(whole, budget)
+    again = {b.row: (len(p.prompt), len(b.tokens)) for row in rows for p in row for b in p.branches}
+    assert again == {b.row: (len(p.prompt), len(b.tokens)) for p in whole for b in p.branches}
+    for row in rows:
+        alone = len(row) == 1 and len(row[0].branches) == 1
+        assert alone or sum(piece.length for piece in row) <= budget
+    assert len(shared_prefix.within(whole, None)) == 1
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_groups_fill_a_forward_up_to_the_budget():
+    pieces = [
+        shared_prefix.Piece(list(range(11)), [shared_prefix.Branch(i, [0] * size)])
+        for i, size in enumerate((30, 10, 20, 40))  # 40, 20, 30 and 50 tokens
+    ]
+    rows = shared_prefix.within(pieces, 70)
+    # 50, then 40 does not fit, 30 goes with 40, 20 with 50
+    assert [[p.length for p in row] for row in rows] == [[50, 20], [40, 30]]
+    (long,) = shared_prefix.within(
+        [shared_prefix.Piece([1, 2, 3], [shared_prefix.Branch(i, [0] * 4) for i in range(3)])], 14
+    )
+    assert [p.length for p in long] == [14]
+    cut = shared_prefix.within(
+        [shared_prefix.Piece([1, 2, 3], [shared_prefix.Branch(i, [0] * 4) for i in range(3)])], 13
+    )
+    assert [[p.length for p in row] for row in cut] == [[10], [6]]  # 2 + 4 + 4, and 2 + 4
+
+
+@pytest.mark.parametrize(("micro_batches", "budget"), [(1, None), (2, None), (1, 60), (2, 45)])
 @pytest.mark.parametrize("loss_type", [*LOSSES, "cispo"])
-def test_the_gradient_is_trls_own(tmp_path, loss_type, micro_batches):
+def test_the_gradient_is_trls_own(tmp_path, loss_type, micro_batches, budget):
     run = lab.trainer(
         tmp_path,
+        share_prompts=True,
+        tokens_per_forward=budget,
         loss_type=loss_type,
         beta=0.1 if loss_type == "grpo" else 0.0,
         gradient_accumulation_steps=micro_batches,
@@ -86,6 +121,7 @@ def test_the_gradient_is_trls_own(tmp_path, loss_type, micro_batches):
         reward="lab_hash",
         **GROUPS,
     )
+    run.share_prompts = False
     slices = generate(run, micro_batches)
     if loss_type == "bnpo":  # it divides by the tokens of a micro-batch, whichever rows these are
         slices = shared_prefix.regroup(slices, micro_batches)
@@ -96,8 +132,26 @@ def test_the_gradient_is_trls_own(tmp_path, loss_type, micro_batches):
     expected = gradient(run, run.compute_loss, slices, micro_batches, micro_batches)
     run.share_prompts = True
     shared = shared_prefix.regroup(slices, micro_batches)
-    ours = gradient(run, run.compute_loss, shared, micro_batches, micro_batches)
+    with counted_forwards(run) as forwards:
+        ours = gradient(run, run.compute_loss, shared, micro_batches, micro_batches)
     assert_same_gradient(ours, expected)
+    if budget:  # two groups of about 50 and 40 tokens
+        assert len(forwards) > micro_batches and max(forwards) <= budget
+    else:
+        assert len(forwards) == micro_batches
+
+
+@contextlib.contextmanager
+def counted_forwards(run: lab.DecisionTrainer) -> Iterator[list[int]]:
+    """The tokens of every forward pass within."""
+    sizes: list[int] = []
+
+    def note(module, args, kwargs):
+        sizes.append(kwargs["input_ids"].numel())
+
+    hook = run.model.register_forward_pre_hook(note, with_kwargs=True)
+    yield sizes
+    hook.remove()
 
 
 def test_a_batch_without_a_single_scored_row_still_hangs_on_the_weights(tmp_path):
@@ -176,21 +230,34 @@ def test_the_same_draws_give_the_same_tokens():
     assert prefill(model, ids[[0, 4]], mask[[0, 4]]) is None  # nothing to share
 
 
-@pytest.mark.parametrize("other", [{"adapter": "mixlora"}, {"attn_implementation": "a/kernel"}])
-def test_what_cannot_share_prompts_is_refused(other):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"share_prompts": True, "adapter": "mixlora"},
+        {"share_prompts": True, "attn_implementation": "a/kernel"},
+        {"tokens_per_forward": 8192},
+    ],
+)
+def test_what_cannot_share_prompts_is_refused(wrong):
     with pytest.raises(ValueError, match="share_prompts"):
-        lab.settings(share_prompts=True, **other)
+        lab.settings(**wrong)
 
 
 def test_a_run_that_shares_prompts_is_resumed_exactly_and_starts_like_one_that_does_not(tmp_path):
-    options = {"share_prompts": True, "gradient_accumulation_steps": 2, **GROUPS}
+    options = {
+        "share_prompts": True,
+        "tokens_per_forward": 40,
+        "gradient_accumulation_steps": 2,
+        **GROUPS,
+    }
     whole = lab.trainer(tmp_path / "whole", max_steps=4, **options)
     whole.train()
     again = lab.trainer(tmp_path / "again", max_steps=4, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "step-000002"))
     for name, value in lab.weights(whole).items():
         assert torch.equal(lab.weights(again)[name], value), name
-    plain = lab.trainer(tmp_path / "plain", max_steps=1, **{**options, "share_prompts": False})
+    without = {"share_prompts": False, "tokens_per_forward": None}
+    plain = lab.trainer(tmp_path / "plain", max_steps=1, **(options | without))
     plain.train()
     first, shared = (run.state.log_history[0] for run in (plain, whole))
     for name in ("reward", "completions/mean_length"):

@@ -106,6 +106,11 @@ class RolloutSettings(Settings):
         description="Compute each prompt once for all of its completions, in generation and in "
         "training: the same figures up to rounding, several times faster with long prompts.",
     )
+    tokens_per_forward: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="With share_prompts: pack groups into forward passes of at most this many "
+        "tokens (default: a micro-step in one pass).",
+    )
     action_gradient: Literal["sampled", "exact"] = Field(
         "sampled",
         description="Learn from the action that was drawn, or from the expected reward over all "
@@ -266,9 +271,16 @@ class TrainSettings(
             )
         if self.action_gradient == "exact":
             self._exact_is_possible()
-        if self.share_prompts and self.attn_implementation not in ("auto", "eager"):
+        branching = ("auto", "eager", "flex_attention")
+        if self.share_prompts and self.attn_implementation not in branching:
             raise ValueError(
-                "share_prompts needs attn_implementation auto or eager: its mask is no causal one"
+                f"share_prompts needs attn_implementation {', '.join(branching[:2])} or "
+                f"{branching[2]}: others know no branches"
+            )
+        if self.tokens_per_forward and (not self.share_prompts or self.action_gradient == "exact"):
+            raise ValueError(
+                "tokens_per_forward needs share_prompts and action_gradient sampled: only groups "
+                "that share a prompt are packed"
             )
         return self
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from gptoss_tools.training.shared_prefix import MASKS
-
+MASKS = ("full_attention", "sliding_attention")
+"""The kinds of layers gpt-oss has; its model takes one mask for each."""
 ABSENT = -1
 """Fills up rows of answers."""
 

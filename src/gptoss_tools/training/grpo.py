@@ -29,6 +29,7 @@ from gptoss_tools.chat.families import chat_of
 from gptoss_tools.core.stream import StepStream
 from gptoss_tools.errors import ConfigError, TrainingError
 from gptoss_tools.models.adapters import attach_adapter, auxiliary_losses
+from gptoss_tools.models.branch_attention import fuses
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training import masking, shared_prefix
 from gptoss_tools.training.configuring import build_dataset, make_config, phases_of, tokenize
@@ -36,6 +37,7 @@ from gptoss_tools.training.exact_actions import ExactActions
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
 from gptoss_tools.training.shared_prefill import read_prompts_once
+from gptoss_tools.training.sharing import SharesPrompts
 from gptoss_tools.training.steady import SteadySaves
 from gptoss_tools.training.stopping import StopsAtActions
 from gptoss_tools.training.vllm_sync import send_adapted_only
@@ -44,7 +46,9 @@ from gptoss_tools.training.zero_signal import SilentGroups
 __all__ = ["DecisionReward", "DecisionTrainer", "build_dataset", "make_config"]
 
 
-class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, GRPOTrainer):
+class DecisionTrainer(
+    SilentGroups, StopsAtActions, ExactActions, SharesPrompts, SteadySaves, GRPOTrainer
+):
     """Train `model` (a PEFT model, or a plain one for full fine-tuning) on `train_dataset`.
 
     `on_completions` gets one list of records per generation batch, on the main process only.
@@ -62,6 +66,8 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
         reward: DecisionReward,
         on_completions: Callable[[list[Record]], None] | None = None,
         share_prompts: bool = False,
+        tokens_per_forward: int | None = None,
+        fused_attention: bool = False,
         action_gradient: str = "sampled",
         stop_at_action: bool = False,
         skip_silent: bool = False,
@@ -73,6 +79,8 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
         self.reward = reward
         self.on_completions = on_completions
         self.share_prompts = share_prompts
+        self.tokens_per_forward = tokens_per_forward
+        self.fused_attention = fused_attention
         self.action_gradient = action_gradient
         self.stop_at_action = stop_at_action
         self.skip_silent = skip_silent
@@ -114,6 +122,7 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
         for scored in (self.model, self.ref_model):
             if isinstance(scored, torch.nn.Module):
                 scored.register_forward_pre_hook(_add_position_ids, with_kwargs=True)
+        self.follow_branches((self.model, self.ref_model))
 
     @classmethod
     def build(
@@ -136,6 +145,8 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
             reward=DecisionReward.from_settings(settings, tokenizer, phases_of(dataset)),
             on_completions=on_completions,
             share_prompts=settings.share_prompts,
+            tokens_per_forward=settings.tokens_per_forward,
+            fused_attention=fuses(settings.attn_implementation, model.device),
             action_gradient=settings.action_gradient,
             stop_at_action=settings.stop_at_action,
             skip_silent=settings.zero_signal != "keep",
@@ -215,41 +226,6 @@ class DecisionTrainer(SilentGroups, StopsAtActions, ExactActions, SteadySaves, G
                 return super()._generate_single_turn(*args, **kwargs)
         finally:
             model.train(training)
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        batch_size=None,
-        compute_entropy=False,
-        compute_aux_loss=False,
-        **more,
-    ):
-        """Replaces TRL's, with `share_prompts`: completions of one prompt share its tokens."""
-        if not self.share_prompts or self._scored is not None:
-            return super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **more,
-            )
-        with self.accelerator.autocast():
-            logps, entropies = shared_prefix.score(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                config=self.model.config,
-                dtype=self.model.dtype,
-                batch_size=batch_size,
-            )
-        return logps, entropies if compute_entropy else None, None
 
     def _compute_loss(self, model, inputs):
         """Extends TRL's: apply that correction, and count the rows the optimizer step rests on.

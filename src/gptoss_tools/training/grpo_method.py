@@ -31,10 +31,13 @@ def build(sitting: Sitting) -> DecisionTrainer:
         measure = HeldOutReward if by_reward(prepared.held_out) else HeldOut
         held_out = measure(run, prepared.held_out, settings)
         sitting.callbacks.append(held_out)
+    attention = settings.attn_implementation
+    if settings.share_prompts and attention == "flex_attention":
+        attention = "auto"  # of branches alone: drawing would build its mask for every token
     model = sitting.load(
         prepared.model,
         dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
+        attn_implementation=attention,
         experts=settings.experts,
         experts_implementation=settings.experts_implementation,
         device=settings.device,

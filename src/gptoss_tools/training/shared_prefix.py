@@ -6,34 +6,35 @@ completion without its own last:
 
     p1 .. p(P-1) | pP a1 .. | pP b1 .. | pP c1 ..
 
-Positions go on from the prompt in every branch, and a mask lets a token see the prompt and what
-stands before it in its own branch. So every token meets exactly the keys, in the distances, that it
-meets in a sequence of its own, and gradients through the prompt add up over the branches as they do
-over repeated rows. What differs is rounding.
+Positions go on from the prompt in every branch, and a token sees the prompt and what stands before
+it in its own branch (`models.branch_attention`). So every token meets exactly the keys, in the
+distances, that it meets in a sequence of its own, and gradients through the prompt add up over the
+branches as they do over repeated rows. What differs is rounding.
+
+Groups stand in one row, one behind the other and without padding, as many as a budget of tokens
+allows; what it does not allow is the next row's, with a forward pass of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from gptoss_tools.errors import ConfigError
+from gptoss_tools.models.branch_attention import Branches, Group
 
-MASKS = ("full_attention", "sliding_attention")
-"""The kinds of layers gpt-oss has; its model takes one mask for each."""
-BY_KIND = ("gpt_oss", "qwen2", "qwen3")
-BY_MODEL = ("llama", "mistral")
-"""Families whose models take a mask for each kind of layer, and one mask for all layers."""
+FAMILIES = ("gpt_oss", "qwen2", "qwen3", "llama", "mistral")
+"""Models whose layers hand `branches` and their own window on to attention."""
 
 
 def check_family(config: Any) -> None:
-    """Raise ConfigError for a model that is not known to take masks of our making."""
-    if config.model_type not in (*BY_KIND, *BY_MODEL):
+    """Raise ConfigError for a model that is not known to follow branches."""
+    if config.model_type not in FAMILIES:
         raise ConfigError(
-            f"share_prompts is exact for {', '.join((*BY_KIND, *BY_MODEL))}, and nobody has "
+            f"share_prompts is exact for {', '.join(FAMILIES)}, and nobody has "
             f"checked it for {config.model_type}",
             hint="leave out share_prompts: every completion then brings its prompt along",
         )
@@ -49,7 +50,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Piece:
-    """One packed sequence: a prompt and some of its completions."""
+    """A prompt and completions of it."""
 
     prompt: list[int]
     branches: list[Branch]
@@ -68,8 +69,7 @@ def pieces_of(
 ) -> list[Piece]:
     """Return the groups of a batch in order of their first row; rows without a token are left out.
 
-    ids and masks: [B, P], padded left, and [B, C], padded right. A group whose dense mask would
-    have more entries than those of its rows together is cut into pieces that have not.
+    ids and masks: [B, P], padded left, and [B, C], padded right.
     """
     groups: dict[tuple[int, ...], list[Branch]] = {}
     rows = zip(prompt_ids, prompt_mask.bool(), completion_ids, completion_mask, strict=True)
@@ -78,98 +78,87 @@ def pieces_of(
         branches = groups.setdefault(tuple(prompt[real].tolist()), [])
         if end:
             branches.append(Branch(row, completion[:end].tolist()))
-    return [
-        Piece(list(prompt), part)
-        for prompt, branches in groups.items()
-        for part in _affordable(len(prompt), branches)
-    ]
+    return [Piece(list(prompt), branches) for prompt, branches in groups.items() if branches]
 
 
-def _affordable(prompt: int, branches: Sequence[Branch]) -> Iterator[list[Branch]]:
-    """Cut a group where the square of the packed length would exceed the sum of squares."""
+def within(pieces: Sequence[Piece], budget: int | None) -> list[list[Piece]]:
+    """Divide pieces into rows of at most `budget` tokens, in few rows; None is one row.
+
+    A piece that is longer is cut, and its prompt comes again with the rest of its completions; one
+    completion with its prompt is never cut, however long.
+    """
+    if budget is None:
+        return [list(pieces)]
+    whole = [part for piece in pieces for part in _cut(piece, budget)]
+    rows: list[list[Piece]] = []
+    free: list[int] = []
+    for piece in sorted(whole, key=lambda piece: -piece.length):  # the first row with room
+        place = next((i for i, room in enumerate(free) if room >= piece.length), len(rows))
+        if place == len(rows):
+            rows.append([])
+            free.append(budget)
+        rows[place].append(piece)
+        free[place] -= piece.length
+    return rows
+
+
+def _cut(piece: Piece, budget: int) -> Iterator[Piece]:
     part: list[Branch] = []
-    packed, repeated = prompt - 1, 0
-    for branch in branches:
-        size = len(branch.tokens)
-        packed, repeated = packed + size, repeated + (prompt + size) ** 2
-        if part and packed**2 > repeated:
-            yield part
-            part, packed, repeated = [], prompt - 1 + size, (prompt + size) ** 2
+    used = trunk = len(piece.prompt) - 1
+    for branch in piece.branches:
+        if part and used + len(branch.tokens) > budget:
+            yield Piece(piece.prompt, part)
+            part, used = [], trunk
         part.append(branch)
-    if part:
-        yield part
+        used += len(branch.tokens)
+    yield Piece(piece.prompt, part)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Pieces as tensors: [n, S] each, S the longest piece; masks [n, 1, S, S], 0 or the least.
+    """A row of pieces: [1, T] tensors, and its branches.
 
-    `labels` are shifted already, -100 where nothing is predicted. `where` are the (piece, place)
-    and `back` the (row, column) of every predicted token.
+    `labels` are shifted already, -100 where nothing is predicted. `where` are the places and `back`
+    the (row, column) in the batch of every predicted token.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
-    masks: dict[str, torch.Tensor]
-    where: tuple[torch.Tensor, torch.Tensor]
+    branches: Branches
+    where: torch.Tensor
     back: tuple[torch.Tensor, torch.Tensor]
 
 
 def pack(
-    pieces: Sequence[Piece],
-    *,
-    sliding_window: int | None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    pieces: Sequence[Piece], *, device: torch.device | str = "cpu", fused: bool = False
 ) -> Packed:
-    """Lay pieces side by side, padded right."""
-    width = max(piece.length for piece in pieces)
-    ids, positions, labels, branch_of = (
-        torch.full((len(pieces), width), fill) for fill in (0, 0, -100, -1)
-    )
-    where: list[tuple[int, int]] = []
+    """Lay pieces one behind the other."""
+    ids: list[int] = []
+    labels: list[int] = []
     back: list[tuple[int, int]] = []
-    for n, piece in enumerate(pieces):
-        trunk = len(piece.prompt) - 1
-        ids[n, :trunk] = torch.tensor(piece.prompt[:-1], dtype=torch.long)
-        positions[n, :trunk] = torch.arange(trunk)
-        branch_of[n, :trunk] = 0
-        begin = trunk
-        for number, branch in enumerate(piece.branches, 1):
-            end = begin + len(branch.tokens)
-            ids[n, begin:end] = torch.tensor([piece.prompt[-1], *branch.tokens[:-1]])
-            positions[n, begin:end] = torch.arange(trunk, trunk + end - begin)
-            labels[n, begin:end] = torch.tensor(branch.tokens)
-            branch_of[n, begin:end] = number
-            where += [(n, place) for place in range(begin, end)]
-            back += [(branch.row, column) for column in range(end - begin)]
-            begin = end
-    seen = _visible(branch_of.to(device), positions.to(device), None)
-    near = _visible(branch_of.to(device), positions.to(device), sliding_window)
-    masks = {kind: _additive(m, dtype) for kind, m in zip(MASKS, (seen, near), strict=True)}
-    pair = [torch.tensor(pairs, device=device).T for pairs in (where, back)]
-    return Packed(
-        ids.to(device),
-        positions.to(device),
-        labels.to(device),
-        masks,
-        (pair[0][0], pair[0][1]),
-        (pair[1][0], pair[1][1]),
+    for piece in pieces:
+        ids += piece.prompt[:-1]
+        labels += [-100] * (len(piece.prompt) - 1)
+        for branch in piece.branches:
+            ids += [piece.prompt[-1], *branch.tokens[:-1]]
+            labels += branch.tokens
+            back += [(branch.row, column) for column in range(len(branch.tokens))]
+    groups = tuple(
+        Group(len(piece.prompt) - 1, tuple(len(branch.tokens) for branch in piece.branches))
+        for piece in pieces
     )
-
-
-def _visible(branch: torch.Tensor, position: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Return bool[n, S, S]: whether the token of the second axis sees that of the third."""
-    query, key = branch.unsqueeze(2), branch.unsqueeze(1)
-    ahead = position.unsqueeze(2) - position.unsqueeze(1)
-    seen = ((key == 0) | (key == query)) & (key >= 0) & (ahead >= 0)
-    return seen if window is None else seen & (ahead < window)
-
-
-def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
+    branches = Branches(groups, device, fused)
+    shifted = torch.tensor([labels], device=device)
+    rows, columns = torch.tensor(back, device=device).T
+    return Packed(
+        torch.tensor([ids], device=device),
+        branches.positions().unsqueeze(0),
+        shifted,
+        branches,
+        (shifted[0] != -100).nonzero().squeeze(1),
+        (rows, columns),
+    )
 
 
 def score(
@@ -178,18 +167,19 @@ def score(
     attention_mask: torch.Tensor,
     completion_length: int,
     *,
-    config: Any,
-    dtype: torch.dtype,
+    fused: bool = False,
+    budget: int | None = None,
     batch_size: int | None = None,
+    agree: Callable[[int], int] = int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies of the completions: [B, completion_length] each.
 
     What TRL's method of that purpose returns, at 0 where the completion's mask is 0. `model` has
-    TRL's fused head and this `config`. `batch_size` bounds the completions in one forward, except
-    within a group.
+    TRL's fused head and follows branches (with flex attention if `fused`). A forward computes at
+    most `budget` tokens, or without one `batch_size` completions, except within a group. `agree`
+    maps how many forwards this process needs to how many all of them make.
     """
     split = input_ids.size(1) - completion_length
-    window = getattr(config, "sliding_window", None)
     pieces = pieces_of(
         input_ids[:, :split],
         attention_mask[:, :split],
@@ -199,22 +189,28 @@ def score(
     if not pieces:  # the result must hang on the model's weights all the same
         prompt = input_ids[0, :split][attention_mask[0, :split].bool()].tolist()
         pieces = [Piece(prompt, [Branch(0, input_ids[0, split : split + 1].tolist())])]
-    shape, by_kind = (input_ids.size(0), completion_length), config.model_type in BY_KIND
+    parts = within(pieces, budget) if budget else list(_batches(pieces, batch_size))
     logps: Any = None
     entropies: Any = None
-    for part in _batches(pieces, batch_size):
-        packed = pack(part, sliding_window=window, dtype=dtype, device=input_ids.device)
+    for number in range(agree(len(parts))):
+        packed = pack(parts[min(number, len(parts) - 1)], device=input_ids.device, fused=fused)
         outputs = model(
             input_ids=packed.input_ids,
-            attention_mask=packed.masks if by_kind else packed.masks[MASKS[1]],
+            # Of four dimensions, so that no causal mask is built; attention does not look at it.
+            attention_mask=packed.input_ids.new_zeros(1, 1, 1, 1),
             position_ids=packed.position_ids,
             shift_labels=packed.labels,
             fused_lm_head=True,
+            branches=packed.branches,
         )
         if logps is None:
+            shape = (input_ids.size(0), completion_length)
             logps, entropies = (x.new_zeros(shape) for x in (outputs.log_probs, outputs.entropy))
-        logps = logps.index_put(packed.back, outputs.log_probs[packed.where])
-        entropies = entropies.index_put(packed.back, outputs.entropy[packed.where])
+        if number >= len(parts):  # only so that another process does not wait
+            logps = logps + 0 * outputs.log_probs.sum()
+            continue
+        logps = logps.index_put(packed.back, outputs.log_probs[0, packed.where])
+        entropies = entropies.index_put(packed.back, outputs.entropy[0, packed.where])
     return logps, entropies
 
 
