@@ -20,6 +20,8 @@ from gptoss_tools.settings import RewardSettings
 MODULE = '''
 """Rewards of every form."""
 
+import sys
+
 
 def documented(decision, rewards_K, completion, row):
     """By the row."""
@@ -52,6 +54,14 @@ def short(prompts, completions):
 
 def broken(completions):
     return [1 / 0]
+
+
+def leaving(completions):
+    sys.exit()
+
+
+def leaving_too(answered):
+    raise SystemExit("enough")
 
 
 def other(text):
@@ -134,6 +144,8 @@ def test_a_failing_or_short_reward_is_named(own):
     for name, message in (
         ("short", "short returned 1 rewards for 2 answers"),
         ("broken", "broken failed: ZeroDivisionError"),
+        ("leaving", "leaving failed: SystemExit"),
+        ("leaving_too", "leaving_too failed on row 3: SystemExit: enough"),
     ):
         with pytest.raises(TrainingError, match=message):
             score(f"own_rewards:{name}", CHOSEN, CHOSEN)

@@ -22,7 +22,7 @@ from .options import command
 def resume(settings: ResumeSettings, loaded: Loaded) -> None:
     """Go on with an interrupted run, exactly.
 
-    Refuses changed data, settings or number of processes unless --allow-changes is given.
+    Refuses changed data, rewards, settings or number of processes unless --allow-changes is given.
     """
     from ..training.train import plan
     from ..training.train import resume as go_on

@@ -108,7 +108,7 @@ def one_by_one(
                 found = function(answered, settings)
                 if found is not None and math.isinf(found):
                     raise DataError("the reward is infinite")
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a script may end at once
                 place = answered.row.get("row")
                 where = "an answer" if place is None else f"row {place + 1}"
                 raise TrainingError(

@@ -5,9 +5,12 @@ Importing this module registers the built-in rewards.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gptoss_tools import registry
@@ -56,7 +59,7 @@ class Rewards:
             scores = [None if s is None or math.isnan(s) else float(s) for s in found]
         except GptossError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TrainingError(
                 f"the reward {name} failed: {type(error).__name__}: {error}"
             ) from error
@@ -103,6 +106,20 @@ def needed(settings: RewardSettings) -> dict[str, Any]:
 def reads_only_values(settings: RewardSettings) -> bool:
     """Whether no other column of a table matters: `decision` alone."""
     return settings.reward == ["decision"]
+
+
+def own_sources(settings: RewardSettings) -> dict[str, str]:
+    """The sha256 of the file that holds each own reward, by its name, where there is one file.
+
+    A script that is itself what runs is left out: it says more than what answers earn.
+    """
+    found: dict[str, str] = {}
+    for name in settings.reward:
+        module = name.partition(":")[0] if ":" in name else "__main__"
+        path = getattr(sys.modules.get(module), "__file__", None)
+        if module != "__main__" and path and Path(path).is_file():
+            found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return found
 
 
 def names_of(settings: RewardSettings) -> list[str]:

@@ -106,7 +106,7 @@ def _together(
             return list(function(**{n: v for n, v in given.items() if takes is None or n in takes}))
         except GptossError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TrainingError(
                 f"the reward function {name} failed: {type(error).__name__}: {error}",
                 hint=f"it is called as {BATCH_FORM}, with one list per column",

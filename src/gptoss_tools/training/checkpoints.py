@@ -125,14 +125,16 @@ def check_resumable(
     data_hash: str,
     world_size: int,
     base_hash: str | None = None,
+    reward_hashes: Mapping[str, str] | None = None,
     shape: Collection[str] = (),
     allow_changes: bool = False,
 ) -> list[str]:
     """Refuse to go on where the result would not be exact; return the changes that were allowed.
 
     `new_settings` are in JSON form, as in config.json. Raises DataError for other data, ConfigError
-    for other settings, another base model or number of processes, each naming old and new. `shape`
-    names settings for which the saved weights fit no other value.
+    for other settings, another base model or number of processes, each naming old and new, or for
+    rewards whose own files changed (`reward_hashes` by name). `shape` names settings for which the
+    saved weights fit no other value.
     """
     hint = "gptoss resume with --allow-changes goes on all the same, no longer exactly"
     old = run.settings
@@ -157,6 +159,12 @@ def check_resumable(
         changes.append(f"the base model {run.settings.get('model')} has other weights now")
         if not allow_changes:
             raise ConfigError(f"{run.path} cannot go on exactly: {changes[-1]}", hint=hint)
+    before_rewards = run.config.get("reward_sha256", {})  # older runs have none
+    for name, digest in (reward_hashes or {}).items():
+        if before_rewards.get(name, digest) != digest:
+            changes.append(f"the file that holds the reward {name} changed")
+            if not allow_changes:
+                raise ConfigError(f"{run.path} cannot go on exactly: {changes[-1]}", hint=hint)
     before_hash = run.config.get("data", {}).get("sha256", data_hash)
     if before_hash != data_hash:
         tables = ", ".join(new_settings.get("data", []))

@@ -42,7 +42,7 @@ from gptoss_tools.models.machine import (
     weight_type,
 )
 from gptoss_tools.models.snapshot import fingerprint
-from gptoss_tools.rewards.combined import Rewards
+from gptoss_tools.rewards.combined import Rewards, own_sources
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config
 from gptoss_tools.training.heldout import overlap
@@ -68,8 +68,11 @@ class GrpoPrepared(Prepared):
     held_out: DecisionTable | None = None
 
     def facts(self) -> dict[str, Any]:
-        """How many rows the policy is measured on."""
-        return {"eval_data": None if self.held_out is None else {"rows": len(self.held_out)}}
+        """How many rows the policy is measured on, and the files that hold own rewards."""
+        return {
+            "eval_data": None if self.held_out is None else {"rows": len(self.held_out)},
+            "reward_sha256": own_sources(self.settings),
+        }
 
 
 def prepare(

@@ -54,6 +54,7 @@ def go_on(
         data_hash=prepared.data_hash,
         world_size=prepared.world_size,
         base_hash=prepared.base_hash,
+        reward_hashes=prepared.facts().get("reward_sha256"),
         allow_changes=allow_changes,
         shape=method.shape,
     )
