@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_grpo_masking import LOSSES, assert_same_gradient, generate, gradient, move_policy
 from transformers import DynamicCache, GenerationConfig
 
-from gptoss_tools.models.branch_attention import Group
+from gptoss_tools.models.branch_attention import Group, follow_branches
 from gptoss_tools.training import shared_prefix
 from gptoss_tools.training.shared_prefill import prefill, read_prompts_once
 
@@ -198,6 +198,7 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_repeated_cache_gives_the_logits_of_repeated_prompts():
     model = lab.tiny_model().eval()
+    follow_branches(model)
     ids, mask = prompts()
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = prefill(model, ids, mask)
@@ -223,6 +224,7 @@ def test_the_same_draws_give_the_same_tokens():
         return model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
 
     plain = draw()
+    follow_branches(model)
     with read_prompts_once(model):
         shared = draw()
     assert torch.equal(plain, shared)

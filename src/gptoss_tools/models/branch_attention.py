@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 from torch.nn.attention import flex_attention as flex
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gptoss_tools.models.shared_cache import Shared, attend_shared
 
 UNLIMITED = 2**30
 """The window of a layer that has none."""
@@ -132,11 +134,13 @@ def fuses(attn_implementation: str, device: torch.device) -> bool:
     return attn_implementation == "flex_attention"
 
 
-def follow_branches(model: PreTrainedModel) -> None:
+def follow_branches(model: Any) -> None:
     """Let `model` attend along `branches` where its forward is given them; else as it did.
 
-    Raises ValueError for models whose attention neither is eager nor SDPA.
+    It also reads caches that rows share. Raises ValueError where attention is neither eager nor
+    SDPA.
     """
+    model = getattr(model, "get_base_model", lambda: model)()  # below an adapter
     before = model.config._attn_implementation or "eager"
     if before.endswith("_or_branches"):
         return
@@ -146,9 +150,11 @@ def follow_branches(model: PreTrainedModel) -> None:
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:
         branches = more.pop("branches", None)
-        if branches is None:
-            return _attention_of(module, before)(module, query, key, value, mask, **more)
-        return attend_branches(module, query, key, value, branches, **more), None
+        if branches is not None:
+            return attend_branches(module, query, key, value, branches, **more), None
+        if isinstance(key, Shared):
+            return attend_shared(query, key, value, mask, **more), None
+        return _attention_of(module, before)(module, query, key, value, mask, **more)
 
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])

@@ -7,7 +7,6 @@ model, the tracker, and which checkpoints stay.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +35,6 @@ from gptoss_tools.training.configuring import build_dataset, make_config, phases
 from gptoss_tools.training.exact_actions import ExactActions
 from gptoss_tools.training.rewarding import DecisionReward, InvalidWatch, Record
 from gptoss_tools.training.sampling import GenerationSampler
-from gptoss_tools.training.shared_prefill import read_prompts_once
 from gptoss_tools.training.sharing import SharesPrompts
 from gptoss_tools.training.steady import SteadySaves
 from gptoss_tools.training.stopping import StopsAtActions
@@ -222,7 +220,7 @@ class DecisionTrainer(
         model, training = self.accelerator.unwrap_model(self.model_wrapped), self.model.training
         model.eval()
         try:
-            with read_prompts_once(model) if self.share_prompts else contextlib.nullcontext():
+            with self.prompts_read_once(model):
                 return super()._generate_single_turn(*args, **kwargs)
         finally:
             model.train(training)

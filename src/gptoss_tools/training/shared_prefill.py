@@ -1,26 +1,34 @@
-"""Generate with each distinct prompt read once: its cache is then repeated for every completion.
+"""Generate with each distinct prompt read once, and held once, for all of its completions.
 
-A group of G completions costs one prefill instead of G. Draws are untouched: nothing random happens
-before the first token, so the same generator gives the same tokens up to rounding.
+A group of G completions costs one prefill and one prompt's cache instead of G. Draws are untouched:
+nothing random happens before the first token, so the same generator gives the same tokens up to
+rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from gptoss_tools.models.branch_attention import Branches, Group
+from gptoss_tools.models.shared_cache import shared_cache
+from gptoss_tools.training.shared_prefix import Branch, Piece, within
 
 
 @contextlib.contextmanager
-def read_prompts_once(model: Any) -> Iterator[None]:
-    """Within this block `model.generate` prefills distinct prompts only."""
+def read_prompts_once(
+    model: Any, *, budget: int | None = None, fused: bool = False
+) -> Iterator[None]:
+    """Within this block `model.generate` prefills distinct prompts only; it follows branches."""
     plain = model.generate
 
     def generate(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
-        cache = prefill(model, input_ids, attention_mask)
+        cache = prefill(model, input_ids, attention_mask, budget=budget, fused=fused)
         if cache is not None:
             options["past_key_values"] = cache
         return plain(input_ids=input_ids, attention_mask=attention_mask, **options)
@@ -34,26 +42,72 @@ def read_prompts_once(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def prefill(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    budget: int | None = None,
+    fused: bool = False,
 ) -> DynamicCache | None:
     """Return the cache of all but the last prompt token, for [B, P] prompts padded left.
 
-    None where it would save nothing: no prompt comes twice, or each is a single token.
+    A forward reads at most `budget` tokens, or one prompt. None where it would save nothing: no
+    prompt comes twice, or each is a single token.
     """
-    distinct, group = torch.unique(input_ids, dim=0, return_inverse=True)
-    if len(distinct) == len(input_ids) or input_ids.size(1) < 2:
+    distinct, first, prompt_of = _distinct(input_ids)
+    width = input_ids.size(1) - 1
+    if len(distinct) == len(input_ids) or not width:
         return None
-    first = torch.zeros(len(distinct), dtype=torch.long, device=group.device)
-    first[group] = torch.arange(len(group), device=group.device)
-    mask = attention_mask[first, :-1]
-    cache = DynamicCache(config=model.config)
-    model(
-        input_ids=distinct[:, :-1],
-        attention_mask=mask,
-        position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
+    masks = attention_mask[first].bool()
+    pieces = [
+        Piece(ids[mask].tolist(), [Branch(number, [])])
+        for number, (ids, mask) in enumerate(zip(distinct, masks, strict=True))
+    ]
+    layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for row in within(pieces, budget):
+        groups = tuple(Group(piece.length, ()) for piece in row)
+        branches = Branches(groups, input_ids.device, fused)
+        ids = [token for piece in row for token in piece.prompt[:-1]]
+        read = torch.tensor([ids], device=input_ids.device)
+        cache = DynamicCache()
+        model(
+            input_ids=read,
+            attention_mask=read.new_zeros(1, 1, 1, 1),  # see shared_prefix.score
+            position_ids=branches.positions().unsqueeze(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            branches=branches,
+        )
+        for number, layer in enumerate(cast(list[DynamicLayer], cache.layers)):
+            pair = cast(tuple[torch.Tensor, torch.Tensor], (layer.keys, layer.values))
+            if number == len(layers):
+                size = (len(pieces), pair[0].size(1), width, pair[0].size(3))
+                layers.append((pair[0].new_zeros(size), pair[1].new_zeros(size)))
+            for padded, found in zip(layers[number], pair, strict=True):
+                parts = found[0].split([group.trunk for group in groups], dim=1)
+                for piece, part in zip(row, parts, strict=True):
+                    padded[piece.branches[0].row, :, width - part.size(1) :] = part
+    windows = _windows(model.config, len(layers))
+    return shared_cache(
+        [(*pair, window) for pair, window in zip(layers, windows, strict=True)], prompt_of
     )
-    cache.batch_select_indices(group)
-    return cache
+
+
+def _distinct(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Distinct rows as they first come, where they do, and the number of each row's own."""
+    _, group = torch.unique(rows, dim=0, return_inverse=True)
+    places = torch.arange(len(group), device=group.device)
+    first = torch.full((int(group.max()) + 1,), len(group), device=group.device)
+    first = first.scatter_reduce(0, group, places, "amin")
+    order = torch.argsort(first)
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order), device=order.device)
+    return rows[first[order]], first[order], number[group]
+
+
+def _windows(config: Any, layers: int) -> list[int | None]:
+    """How far each layer sees."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from gptoss_tools.models.branch_attention import follow_branches
 from gptoss_tools.training import shared_prefix
+from gptoss_tools.training.shared_prefill import read_prompts_once
 
 
 class SharesPrompts:
@@ -25,8 +26,13 @@ class SharesPrompts:
         """Make these able to score groups; a reference model may be among them, or None."""
         for model in models:
             if self.share_prompts and isinstance(model, torch.nn.Module):
-                plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-                follow_branches(plain)
+                follow_branches(model)
+
+    def prompts_read_once(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """Within it, `model.generate` reads each prompt once."""
+        if not self.share_prompts:
+            return contextlib.nullcontext()
+        return read_prompts_once(model, budget=self.tokens_per_forward, fused=self.fused_attention)
 
     def _get_per_token_logps_and_entropies(
         self,
