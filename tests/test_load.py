@@ -209,3 +209,80 @@ def test_what_is_required_is_an_argument_and_the_hint_says_so():
             with pytest.raises(ConfigError, match=f"`{needed[0]}` is required") as caught:
                 load(model, command, flags={}, environ={})
             assert str(caught.value.hint).endswith(f"without a flag: {needed[0].upper()}")
+
+
+SMALL_SIZES = {"hidden_size": 12, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("command", "values", "message", "hint"),
+    [
+        ("train-grpo", {"date": "tomorrow"}, "YYYY-MM-DD", "2026-01-31"),
+        ("train-grpo", {"actions": ["on", "ON"]}, "different names", "q_action_k"),
+        ("generate", {"prompt": "\udcff"}, "encoding", "--prompt-file"),
+        ("evaluate", {"limit": 3}, "none is named", "--tasks"),
+        ("pretrain", {"hidden_size": 10}, "into 4 heads", "multiple of num_attention_heads"),
+        ("pretrain", {"num_key_value_heads": 3}, "over 3", "multiple of num_key_value_heads"),
+        # 12 / 4 = 3 is odd, and 4 x 4 is the next that is even
+        ("pretrain", {"model_type": "gpt-oss", **SMALL_SIZES}, "even", "--hidden-size 16"),
+        ("pretrain", {"num_experts_per_tok": 5}, "more than", "--num-experts-per-tok 4 or less"),
+        ("pretrain", {"tokenizer": "model"}, "needs a model", "--from"),
+        ("pretrain", {"from_": "tiny", "tokenizer": "bpe"}, "keeps", "leave out"),
+        ("pretrain", {"adapter": "mixlora"}, "has learned", "--from"),
+        ("pretrain", {"vocab_size": 99}, "bpe tokenizer", "--tokenizer bpe"),
+        ("train-grpo", {"gpu": "fast one"}, "not a GPU", "Modal"),
+        ("train-grpo", {"nodes": 2}, "all GPUs", "--gpu H100:8"),
+        ("pipeline", {"detach": True}, "waits", "leave out"),
+        ("train-grpo", {"reward_weights": [1, 2]}, "2 numbers for 1", "in their order"),
+        ("train-grpo", {"reward": ["exact", "exact"]}, "twice", "once each"),
+        ("train-grpo", {"reward": ["format"], "answer_tags": ["a", "a"]}, "tags", "--answer-tags"),
+        (
+            "train-sft",
+            {"adapter": "mixlora", "experts_per_token": 5},
+            "more than num_experts",
+            "--experts-per-token 4 or less",
+        ),
+        (
+            "train-sft",
+            {"adapter": "mixlora", "lora_target_modules": ["q_proj"]},
+            "adapts all",
+            "--adapter lora",
+        ),
+        (
+            "train-sft",
+            {"lora_target_modules": ["experts"], "lora_dropout": 0.1},
+            "must be 0",
+            "--lora-dropout 0",
+        ),
+        ("train-grpo", {"trainer": {"top_k": 3}}, "repeats `top_k`", "give --top-k"),
+        ("train-grpo", {"adapter": "mixlora", "beta": 0.1}, "beta must be 0", "--beta 0"),
+        ("train-grpo", {"stop_at_action": True, "action_pattern": "(x)"}, "needs", "leave out"),
+        ("train-grpo", {"zero_signal": "skip", "beta": 0.1}, "needs beta 0", "--zero-signal keep"),
+        (
+            "train-grpo",
+            {"zero_signal": "resample", "scale_rewards": "batch"},
+            "do not go together",
+            "--zero-signal skip",
+        ),
+        ("train-grpo", {"share_prompts": True, "adapter": "mixlora"}, "together", "leave out"),
+        (
+            "train-grpo",
+            {"share_prompts": True, "attn_implementation": "sdpa"},
+            "share_prompts needs",
+            "--attn-implementation auto",
+        ),
+        ("train-grpo", {"tokens_per_forward": 99}, "needs share_prompts", "leave out"),
+        (
+            "train-grpo",
+            {"action_gradient": "exact", "invalid_reward": "mask"},
+            "needs an invalid_reward",
+            "--invalid-reward worst",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_with_what_to_do(
+    command, values, message, hint
+):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(COMMAND_SETTINGS[command], command, flags=values, environ={})
+    assert hint in caught.value.hint and hint not in str(caught.value)

@@ -20,7 +20,7 @@ from pydantic import ValidationError, create_model
 from . import settings as declared
 from .aliases import ALIASES, aliased, unheeded
 from .errors import ConfigError
-from .settings import Settings, spelled
+from .settings import Settings, hint_of, spelled
 
 S = TypeVar("S", bound=Settings)
 
@@ -224,7 +224,7 @@ def _readable(
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
-        return ConfigError(message[0].lower() + message[1:])
+        return ConfigError(message[0].lower() + message[1:], hint_of(error))
     name = str(first["loc"][0])
     if first["type"] == "missing":
         # Every required setting is a command's argument; there is no flag of its name.
@@ -234,4 +234,5 @@ def _readable(
         return ConfigError(f"`{spelled(name)}` is not a setting of this command")
     shown = values.get(name)
     where = f" (from {origins[name]})" if name in origins else ""
-    return ConfigError(f"`{spelled(name)}` = {shown!r}{where}: {message[0].lower() + message[1:]}")
+    said = f"`{spelled(name)}` = {shown!r}{where}: {message[0].lower() + message[1:]}"
+    return ConfigError(said, hint_of(error))

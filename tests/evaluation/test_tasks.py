@@ -190,5 +190,5 @@ def test_a_task_folder_that_is_none_is_refused():
 def test_tasks_may_be_separated_by_commas_or_repeated_and_a_limit_needs_them():
     assert EvaluateSettings(tasks=["a, b", "c", "a,"]).tasks == ["a", "b", "c"]
     for name, value in (("limit", 5), ("task_folder", "here")):
-        with pytest.raises(ValueError, match="are about tasks: name some with --tasks"):
+        with pytest.raises(ValueError, match="are about tasks, and none is named"):
             EvaluateSettings.model_validate({name: value})

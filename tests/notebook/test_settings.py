@@ -44,6 +44,8 @@ def test_a_wrong_value_is_one_sentence():
 def test_what_only_the_command_line_can_do_is_refused():
     assert "`modal` has no meaning in a session" in str(refused(modal=True))
     assert "`dry_run` has no meaning in a session" in str(refused(dry_run=True))
+    assert refused(dry_run=True).hint == "gptoss train-grpo takes --dry-run"
+    assert refused(nodes=2).hint == "--gpu H100:8"
 
 
 def test_secrets_are_in_nothing_that_is_written_or_shown():

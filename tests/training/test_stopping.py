@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 
 import grpo_lab as lab
 import pytest
 import torch
 from pydantic import ValidationError
+from trl.trainer.grpo_config import GRPOConfig
 
 from gptoss_tools.chat.families import chat_of
 from gptoss_tools.training.stopping import EndAfterAction, closing_tokens
@@ -118,3 +120,25 @@ def test_what_it_cannot_serve_is_refused():
     for changes in ({"action_pattern": r"<(\d)>"}, {"reward": "format"}):
         with pytest.raises(ValidationError, match="stop_at_action needs"):
             lab.settings(stop_at_action=True, **{"reward": "decision"} | changes)
+
+
+PAGED = ["use_transformers_continuous_batching", "use_transformers_paged"]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("stop_at_action", "use_vllm"),
+        *itertools.product(["stop_at_action", "share_prompts"], PAGED),
+    ],
+)
+def test_ways_to_generate_that_pass_it_by_are_refused(name, other):
+    values = {"reward": "decision", name: True}
+    with pytest.raises(ValidationError, match=f"{name} changes .* {other} in .trainer."):
+        lab.settings(**values, trainer={other: True})
+    assert lab.settings(**values, trainer={other: False}).trainer == {other: False}
+
+
+def test_what_is_refused_of_trl_is_an_argument_that_trl_has():
+    known = {field.name for field in fields(GRPOConfig)}
+    assert known >= {"use_vllm", *PAGED}

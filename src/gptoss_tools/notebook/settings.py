@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from gptoss_tools.errors import ConfigError
 from gptoss_tools.load import near_miss
-from gptoss_tools.settings import TrainSettings
+from gptoss_tools.settings import TrainSettings, hint_of
 
 ELSEWHERE = {
     "answer_end": "answer_tags",
@@ -63,7 +63,10 @@ class SessionSettings(TrainSettings):
     def _here_and_now(self) -> SessionSettings:
         if self.modal or self.dry_run:
             name = "modal" if self.modal else "dry_run"
-            raise ValueError(f"`{name}` has no meaning in a session: gptoss train-grpo takes it")
+            raise ConfigError(
+                f"`{name}` has no meaning in a session",
+                f"gptoss train-grpo takes --{name.replace('_', '-')}",
+            )
         return self
 
     def __init__(self, **values: Any) -> None:
@@ -76,7 +79,8 @@ class SessionSettings(TrainSettings):
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = f"`{first['loc'][0]}`: " if first["loc"] else ""
-            raise ConfigError(where + first["msg"].removeprefix("Value error, ")) from None
+            said = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(where + said, hint_of(error)) from None
 
     @classmethod
     def of(cls, config: TrainSettings) -> SessionSettings:

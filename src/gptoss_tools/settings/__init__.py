@@ -40,6 +40,7 @@ from gptoss_tools.settings.groups import (
     Settings,
     Share,
     TableSettings,
+    hint_of,
     spelled,
 )
 from gptoss_tools.settings.pipeline import PipelineSettings
@@ -127,5 +128,6 @@ __all__ = [
     "TestAdapterSettings",
     "TrainSettings",
     "VerifyExportSettings",
+    "hint_of",
     "spelled",
 ]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import (
     ActionSettings,
     DecodingSettings,
@@ -90,7 +91,9 @@ class AnswerSettings(
     def _readable(cls, prompt: str | None) -> str | None:
         # What a terminal of another encoding types reaches Python as half characters.
         if prompt is not None and prompt.encode(errors="replace").decode() != prompt:
-            raise ValueError("not text in the terminal's encoding; give it as --prompt-file")
+            raise ConfigError(
+                "not text in the terminal's encoding", "put it into a file: --prompt-file"
+            )
         return prompt
 
 
@@ -168,7 +171,9 @@ class EvaluateSettings(
     @model_validator(mode="after")
     def _of_tasks(self) -> EvaluateSettings:
         if not self.tasks and (self.limit is not None or self.task_folder is not None):
-            raise ValueError("`limit` and `task_folder` are about tasks: name some with --tasks")
+            raise ConfigError(
+                "`limit` and `task_folder` are about tasks, and none is named", "--tasks names some"
+            )
         return self
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gptoss_tools.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -19,10 +21,17 @@ def spelled(name: str) -> str:
     return name.removesuffix("_")
 
 
+def hint_of(error: ValidationError) -> str | None:
+    """Return the hint of the first complaint, where a validator of ours has made it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return getattr(first.get("ctx", {}).get("error"), "hint", None)
+
+
 class Settings(BaseModel):
     """Base of every group: no unknown keys, no infinite numbers, no change after creation.
 
-    Validators are built when a class is first used: a help page needs none of them.
+    Validators are built when a class is first used: a help page needs none of them. They raise
+    ConfigError with a hint, which pydantic wraps and `hint_of` finds again.
     """
 
     model_config = ConfigDict(
@@ -97,7 +106,9 @@ class PromptSettings(Settings):
             except ValueError:
                 day = None
             if day is None or day.isoformat() != date:
-                raise ValueError("not a day of the form YYYY-MM-DD")
+                raise ConfigError(
+                    "not a day of the form YYYY-MM-DD", "2026-01-31, say; left out, it is today"
+                )
         return date
 
 
@@ -164,7 +175,9 @@ class ActionSettings(Settings):
     def _told_apart(cls, actions: list[str]) -> list[str]:
         folded = [" ".join(name.split()).casefold() for name in actions]
         if len(set(folded)) < len(folded) or not all(folded) or len(folded) == 1:
-            raise ValueError("give two or more different names")
+            raise ConfigError(
+                "not two or more different names", "one per action, in the order of q_action_k"
+            )
         return actions
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import DryRunSettings, Positive
 from gptoss_tools.settings.remote import RemoteSettings
 
@@ -34,5 +35,5 @@ class PipelineSettings(RemoteSettings, DryRunSettings):
     @model_validator(mode="after")
     def _waits(self) -> PipelineSettings:
         if self.detach:
-            raise ValueError("a pipeline waits for its stages: leave out `detach`")
+            raise ConfigError("a pipeline waits for its stages", "leave out `detach`")
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import (
     AtLeastZero,
     ExpertsSettings,
@@ -56,13 +57,25 @@ class NewModelSettings(Settings):
     def _sizes_fit(self) -> NewModelSettings:
         heads, keys = self.num_attention_heads, self.num_key_value_heads
         if self.hidden_size % heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {heads} heads")
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} does not divide into {heads} heads",
+                "make hidden_size a multiple of num_attention_heads",
+            )
         if keys and heads % keys:
-            raise ValueError(f"{heads} attention heads do not divide over {keys} key-value heads")
+            raise ConfigError(
+                f"{heads} attention heads do not divide over {keys} key-value heads",
+                "make num_attention_heads a multiple of num_key_value_heads",
+            )
         if self.model_type == "gpt-oss" and self.hidden_size // heads % 2:
-            raise ValueError("hidden_size / num_attention_heads must be even for a gpt-oss")
+            raise ConfigError(
+                "hidden_size / num_attention_heads must be even for a gpt-oss",
+                f"--hidden-size {2 * heads * (self.hidden_size // heads // 2 + 1)}, say",
+            )
         if self.num_experts_per_tok > self.num_local_experts:
-            raise ValueError("num_experts_per_tok is more than num_local_experts")
+            raise ConfigError(
+                "num_experts_per_tok is more than num_local_experts",
+                f"--num-experts-per-tok {self.num_local_experts} or less",
+            )
         return self
 
 
@@ -183,13 +196,15 @@ class PretrainSettings(
     @model_validator(mode="after")
     def _goes_together(self) -> PretrainSettings:
         if self.from_ is None and self.tokenizer == "model":
-            raise ValueError("tokenizer `model` needs a model: give --from, or name one")
+            raise ConfigError("tokenizer `model` needs a model", "--from names one")
         if self.from_ is not None and self.tokenizer not in ("auto", "model"):
-            raise ValueError("a model that goes on learning keeps its tokenizer: leave it out")
+            raise ConfigError(
+                "a model that goes on learning keeps its tokenizer", "leave out `tokenizer`"
+            )
         if self.from_ is None and self.adapter == "mixlora":
-            raise ValueError("a MixLoRA needs a model that has learned: give --from")
+            raise ConfigError("a MixLoRA needs a model that has learned", "--from names one")
         if self.vocab_size is not None and self.tokenizer != "bpe":
-            raise ValueError("vocab_size is for a new tokenizer: give --tokenizer bpe")
+            raise ConfigError("vocab_size is for a new bpe tokenizer", "--tokenizer bpe")
         return self
 
     def resolved(self) -> PretrainSettings:

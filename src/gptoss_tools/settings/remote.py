@@ -6,6 +6,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import Positive, Settings
 
 
@@ -26,13 +27,15 @@ class RemoteSettings(Settings):
     @classmethod
     def _a_gpu(cls, gpu: str) -> str:
         if not re.fullmatch(r"[A-Z][A-Z0-9-]*!?(:[1-9]\d?)?", gpu.upper()):
-            raise ValueError("not a GPU of the form H100, A100-80GB or H100:8")
+            raise ConfigError(
+                "not a GPU of the form H100, A100-80GB or H100:8", "Modal's own name, and how many"
+            )
         return gpu.upper()
 
     @model_validator(mode="after")
     def _whole_machines(self) -> RemoteSettings:
         if self.nodes > 1 and ":" not in self.gpu:
-            raise ValueError(
-                f"nodes = {self.nodes} needs all GPUs of each machine: gpu = {self.gpu}:8"
+            raise ConfigError(
+                f"nodes = {self.nodes} needs all GPUs of each machine", f"--gpu {self.gpu}:8"
             )
         return self

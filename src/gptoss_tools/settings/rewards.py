@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import AtLeastZero, Positive, Settings
 
 Pair = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)]
@@ -107,16 +108,20 @@ class RewardSettings(TagSettings, JudgeSettings):
     @model_validator(mode="after")
     def _a_weight_each(self) -> RewardSettings:
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
-            raise ValueError(
+            raise ConfigError(
                 f"reward_weights has {len(self.reward_weights)} numbers for "
-                f"{len(self.reward)} rewards"
+                f"{len(self.reward)} rewards",
+                "one for each reward, in their order",
             )
         if len(set(self.reward)) < len(self.reward):
-            raise ValueError("reward names one reward twice")
+            raise ConfigError(
+                "reward names one reward twice", "once each: reward_weights says how much it counts"
+            )
         tags = {tag.strip() for tag in (*self.reasoning_tags, *self.answer_tags)} - {""}
         if "format" in self.reward and len(tags) < 4:
-            raise ValueError(
-                "the reward format needs reasoning_tags and answer_tags to be four different tags"
+            raise ConfigError(
+                "the reward format needs reasoning_tags and answer_tags to be four different tags",
+                "--answer-tags '<answer>,</answer>', say",
             )
         return self
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import (
     ActionSettings,
     AtLeastZero,
@@ -77,11 +78,20 @@ class AdapterSettings(LoraSettings):
     @model_validator(mode="after")
     def _consistent_adapter(self) -> AdapterSettings:
         if self.adapter == "mixlora" and self.experts_per_token > self.num_experts:
-            raise ValueError("experts_per_token is more than num_experts")
+            raise ConfigError(
+                "experts_per_token is more than num_experts",
+                f"--experts-per-token {self.num_experts} or less",
+            )
         if self.adapter == "mixlora" and self.lora_target_modules != ["all-linear"]:
-            raise ValueError("lora_target_modules has no meaning for a MixLoRA, which adapts all")
+            raise ConfigError(
+                "lora_target_modules has no meaning for a MixLoRA, which adapts all",
+                "leave it out, or --adapter lora",
+            )
         if "experts" in self.lora_target_modules and self.lora_dropout:
-            raise ValueError("lora_dropout must be 0 when lora_target_modules holds `experts`")
+            raise ConfigError(
+                "lora_dropout must be 0 when lora_target_modules holds `experts`",
+                "--lora-dropout 0",
+            )
         return self
 
 
@@ -244,61 +254,101 @@ class TrainSettings(
     def _consistent(self) -> TrainSettings:
         shadowed = sorted(set(self.trainer) & (set(type(self).model_fields) - {"trainer"}))
         if shadowed:
-            raise ValueError(f"[trainer] repeats `{shadowed[0]}`, which is a setting of its own")
+            raise ConfigError(
+                f"[trainer] repeats `{shadowed[0]}`, which is a setting of its own",
+                f"leave it out there and give --{shadowed[0].replace('_', '-')}",
+            )
         if self.adapter == "mixlora" and self.beta:
-            raise ValueError("beta must be 0 with a MixLoRA: TRL would load another whole model")
+            raise ConfigError(
+                "beta must be 0 with a MixLoRA: TRL would load another whole model",
+                "--beta 0, or --adapter lora",
+            )
         if self.stop_at_action and (
             self.action_pattern is not None
             or self.reward != ["decision"]
             or self.action_gradient == "exact"
-            or self.trainer.get("use_vllm")
         ):
-            raise ValueError(
-                "stop_at_action needs reward decision alone, no action_pattern, action_gradient "
-                "sampled and no vLLM"
+            raise ConfigError(
+                "stop_at_action needs reward decision alone, no action_pattern and action_gradient "
+                "sampled",
+                "leave out stop_at_action, or what it does not go together with",
             )
+        self._generation_is_ours()
         if self.zero_signal != "keep" and (self.beta or self.adapter == "mixlora"):
-            raise ValueError(
+            raise ConfigError(
                 f"zero_signal {self.zero_signal} needs beta 0 and no MixLoRA: their losses count "
-                "every row"
+                "every row",
+                "--zero-signal keep",
             )
         if self.zero_signal == "resample" and self.scale_rewards == "batch":
-            raise ValueError("zero_signal resample and scale_rewards batch do not go together")
+            raise ConfigError(
+                "zero_signal resample and scale_rewards batch do not go together",
+                "--zero-signal skip, or --scale-rewards group",
+            )
         if self.share_prompts and self.adapter == "mixlora":
-            raise ValueError(
+            raise ConfigError(
                 "share_prompts and a MixLoRA do not go together: its balance loss "
-                "counts every row's prompt"
+                "counts every row's prompt",
+                "leave out share_prompts, or --adapter lora",
             )
         if self.action_gradient == "exact":
             self._exact_is_possible()
         branching = ("auto", "eager", "flex_attention")
         if self.share_prompts and self.attn_implementation not in branching:
-            raise ValueError(
+            raise ConfigError(
                 f"share_prompts needs attn_implementation {', '.join(branching[:2])} or "
-                f"{branching[2]}: others know no branches"
+                f"{branching[2]}: others know no branches",
+                "--attn-implementation auto, or leave out share_prompts",
             )
         if self.tokens_per_forward and (not self.share_prompts or self.action_gradient == "exact"):
-            raise ValueError(
+            raise ConfigError(
                 "tokens_per_forward needs share_prompts and action_gradient sampled: only groups "
-                "that share a prompt are packed"
+                "that share a prompt are packed",
+                "leave out tokens_per_forward, or what it does not go together with",
             )
         return self
 
+    def _generation_is_ours(self) -> None:
+        """Refuse ways of TRL's to generate that pass by what is done to `model.generate`."""
+        # The second is the older name of the first.
+        paged = ("use_transformers_continuous_batching", "use_transformers_paged")
+        for name, others in (("stop_at_action", ("use_vllm", *paged)), ("share_prompts", paged)):
+            other = next((one for one in others if self.trainer.get(one)), None)
+            if getattr(self, name) and other:
+                raise ConfigError(
+                    f"{name} changes how transformers generates, and {other} in [trainer] passes "
+                    "that by",
+                    "leave out one of the two",
+                )
+
     def _exact_is_possible(self) -> None:
-        needs = {
-            "reward decision alone": self.reward == ["decision"],
-            "an invalid_reward: masked answers have no expected reward": self.invalid_reward
-            != "mask",
-            "scale_rewards none: it would divide by a spread that goes to 0": self.scale_rewards
-            == "none",
-            "attn_implementation auto or eager: its mask is no causal one": self.attn_implementation
-            in ("auto", "eager"),
-            "zero_signal keep: no group is without a signal": getattr(self, "zero_signal", "keep")
-            == "keep",
-        }
-        for need, met in needs.items():
+        attention = self.attn_implementation in ("auto", "eager")
+        needs = [
+            (self.reward == ["decision"], "reward decision alone", "--reward decision"),
+            (
+                self.invalid_reward != "mask",
+                "an invalid_reward: masked answers have no expected reward",
+                "--invalid-reward worst",
+            ),
+            (
+                self.scale_rewards == "none",
+                "scale_rewards none: it would divide by a spread that goes to 0",
+                "--scale-rewards none",
+            ),
+            (
+                attention,
+                "attn_implementation auto or eager: its mask is no causal one",
+                "--attn-implementation auto",
+            ),
+            (
+                self.zero_signal == "keep",
+                "zero_signal keep: no group is without a signal",
+                "--zero-signal keep",
+            ),
+        ]
+        for met, need, hint in needs:
             if not met:
-                raise ValueError(f"action_gradient exact needs {need}")
+                raise ConfigError(f"action_gradient exact needs {need}", hint)
 
 
 class ResumeSettings(RemoteSettings, DryRunSettings):
