@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gptoss_tools import settings as declared
@@ -286,3 +288,27 @@ def test_settings_that_do_not_go_together_are_refused_with_what_to_do(
     with pytest.raises(ConfigError, match=message) as caught:
         load(COMMAND_SETTINGS[command], command, flags=values, environ={})
     assert hint in caught.value.hint and hint not in str(caught.value)
+
+
+def test_one_path_stands_for_a_list_of_it_in_every_command(tmp_path):
+    listed = {"data", "eval_data", "paths", "series", "closed_loop", "runs", "folders"}
+    met = set()
+    for model in COMMAND_SETTINGS.values():
+        fields = model.model_fields.items()
+        needed = {name: "x" for name, info in fields if info.is_required()}
+        for name in listed & set(model.model_fields):
+            for path in ("t.jsonl", tmp_path):
+                assert getattr(model(**needed | {name: path}), name) == [str(path)]
+            assert getattr(model(**needed | {name: ["a", "b"]}), name) == ["a", "b"]
+            met.add(name)
+    assert met == listed
+    write("data = 't.jsonl'")
+    assert resolve().settings.data == ["t.jsonl"]
+
+
+def test_config_shows_the_settings_of_every_command(gptoss):
+    for command in COMMAND_SETTINGS:
+        code, shown, stderr = gptoss("config", command, "--json")
+        assert code == 0, stderr
+        required = [name for name, row in json.loads(shown).items() if row["origin"] == "required"]
+        assert len(required) <= 1

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptoss_tools.core.runs import Run
-from gptoss_tools.errors import RunFolderError
+from gptoss_tools.errors import ConfigError, RunFolderError
 from gptoss_tools.notebook import TrainerState, export_checkpoint
 
 
@@ -83,3 +83,10 @@ def test_nothing_to_export_is_an_error_that_says_so(config, tmp_path):
     run.path.mkdir()
     with pytest.raises(RunFolderError, match="no adapter"):
         export_checkpoint(config(), state_of(run.path))
+
+
+@pytest.mark.parametrize(("given", "kind"), [(None, "None"), ("runs/a", "a str")])
+def test_what_is_no_state_of_a_training_is_refused_in_a_sentence(config, given, kind):
+    with pytest.raises(ConfigError, match=f"no state of a training but {kind}") as caught:
+        export_checkpoint(config(), given)
+    assert "train_grpo" in caught.value.hint

@@ -36,7 +36,7 @@ def config(settings: ConfigSettings, loaded: Loaded) -> None:
             f"did you mean `{close}`?" if close else f"one of {', '.join(COMMAND_SETTINGS)}",
         )
     required = {n: "" for n, info in model.model_fields.items() if info.is_required()}
-    found = load(model, settings.name, flags={n: ["PATH"] for n in required})
+    found = load(model, settings.name, flags={n: "PATH" for n in required})
     rows = [
         {
             "setting": spelled(name),

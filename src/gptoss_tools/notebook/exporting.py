@@ -10,6 +10,7 @@ from pathlib import Path
 from gptoss_tools.core.publish import read_manifest, require_free, temporary_name, write_json
 from gptoss_tools.core.runs import Run
 from gptoss_tools.core.whole_folder import whole_folder
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.models.names import TINY
 from gptoss_tools.notebook.display import display_for
 from gptoss_tools.notebook.session import TrainerState, settings_of
@@ -27,8 +28,14 @@ def export_checkpoint(config: TrainSettings, state: TrainerState) -> str:
 
     Newest by step number; of a finished run it is the final one. Stock PEFT loads the folder.
     With `zip_export` FOLDER.zip holds the same. An older export of this kind is replaced. Raises
-    RunFolderError where nothing was saved yet or the folder holds something else.
+    RunFolderError where nothing was saved yet or the folder holds something else, ConfigError for
+    a `state` that is none: what `train_grpo` returned, or `session.state` after it.
     """
+    if not isinstance(state, TrainerState):
+        raise ConfigError(
+            f"export_checkpoint was given no state of a training but {_kind(state)}",
+            hint="export_checkpoint(config, train_grpo(config, session))",
+        )
     config = settings_of(config)
     run = Run(state.run)
     whole = run.model()
@@ -53,6 +60,10 @@ def export_checkpoint(config: TrainSettings, state: TrainerState) -> str:
         lines.insert(1, f"packed: {_pack(folder)}")
     display_for(config.quiet).result("\n".join(lines))
     return str(folder)
+
+
+def _kind(given: object) -> str:
+    return "None" if given is None else f"a {type(given).__name__}"
 
 
 def _exports(run: Run) -> Path:

@@ -13,6 +13,7 @@ from gptoss_tools.settings.groups import (
     EpisodeSettings,
     ModelSettings,
     OverwriteSettings,
+    Paths,
     PlantSettings,
     Positive,
     PromptSettings,
@@ -40,7 +41,7 @@ class MakeDatasetSettings(PlantSettings, OverwriteSettings):
     on_path_rows: Annotated[int, Field(ge=0)] = Field(
         0, description="Rows per episode on the optimal path (0: every decision hour)."
     )
-    series: list[str] = Field(
+    series: Paths = Field(
         [], description="CSV files with hourly load and carbon to use instead of the generator."
     )
     write_series: str | None = Field(
@@ -52,7 +53,7 @@ class MakeDatasetSettings(PlantSettings, OverwriteSettings):
 class ConvertHarmonySettings(PromptSettings, TableSettings, ShardSettings, OverwriteSettings):
     """convert-harmony."""
 
-    paths: list[str] = Field(description="Tables to convert: files, folders or globs.")
+    paths: Paths = Field(description="Tables to convert: files, folders or globs.")
     suffix: str = Field("_harmony", description="Added to the name of the converted file.")
     format: Literal["text", "messages"] = Field(
         "text", description="Write rendered Harmony text, or messages as JSON."
@@ -62,7 +63,7 @@ class ConvertHarmonySettings(PromptSettings, TableSettings, ShardSettings, Overw
 class CalcRewardSettings(TableSettings, ShardSettings, OverwriteSettings):
     """calc-reward."""
 
-    paths: list[str] = Field(["data"], description="Tables to score: files, folders or globs.")
+    paths: Paths = Field(["data"], description="Tables to score: files, folders or globs.")
     tau: float = Field(0.05, description="Temperature of the Boltzmann rewards, in the units of Q.")
     method: Literal["boltzmann", "log-regret", "regret", "minmax", "rank"] = Field(
         "boltzmann", description="How values become rewards."
@@ -75,7 +76,7 @@ class CalcRewardSettings(TableSettings, ShardSettings, OverwriteSettings):
 class CheckDataSettings(TableSettings, ShardSettings):
     """check-data."""
 
-    paths: list[str] = Field(["data"], description="Tables to check: files, folders or globs.")
+    paths: Paths = Field(["data"], description="Tables to check: files, folders or globs.")
 
 
 class AnswerSettings(
@@ -103,7 +104,7 @@ class TestAdapterSettings(AnswerSettings):
     __test__ = False  # not a test class, whatever its name says
 
     target: str = Field("runs/latest", description="Run, checkpoint or adapter folder.")
-    data: list[str] = Field(["data/heldout"], description="Tables to take the prompt from.")
+    data: Paths = Field(["data/heldout"], description="Tables to take the prompt from.")
     row: Positive = Field(1, description="Which row of the table, from 1.")
 
 
@@ -111,7 +112,7 @@ class GenerateSettings(RemoteSettings, OverwriteSettings, AnswerSettings):
     """generate."""
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
-    data: list[str] = Field([], description="Tables whose every row is answered.")
+    data: Paths = Field([], description="Tables whose every row is answered.")
     out: str | None = Field(None, description="JSONL file for the answers of a table.")
 
 
@@ -130,7 +131,7 @@ class EvaluateSettings(
     """evaluate."""
 
     target: str = Field("runs/latest", description="Run, adapter, exported model, or base model.")
-    data: list[str] = Field(
+    data: Paths = Field(
         ["data/heldout"],
         description="Tables with values for every action, or with what the rewards read (default "
         "rewards: those of the run).",
@@ -153,7 +154,7 @@ class EvaluateSettings(
     samples: Annotated[int, Field(ge=0)] = Field(
         0, description="Answers drawn per row beside the greedy one (majority, best of n, pass@k)."
     )
-    closed_loop: list[str] = Field(
+    closed_loop: Paths = Field(
         [],
         description="Hourly series (CSV files, folders or globs) in which the policy drives the "
         "plant.",
@@ -180,7 +181,7 @@ class EvaluateSettings(
 class ReportSettings(OverwriteSettings):
     """report."""
 
-    runs: list[str] = Field(["runs/latest"], description="Run folders.")
+    runs: Paths = Field(["runs/latest"], description="Run folders.")
     out: str | None = Field(
         None,
         description="HTML file (default: report.html in the run's folder; of several, beside it).",
@@ -191,7 +192,7 @@ class ReportSettings(OverwriteSettings):
 class RunsSettings(Settings):
     """runs."""
 
-    folders: list[str] = Field(["runs"], description="Run folders, or folders that hold them.")
+    folders: Paths = Field(["runs"], description="Run folders, or folders that hold them.")
 
 
 class ExportSettings(RemoteSettings, OverwriteSettings):

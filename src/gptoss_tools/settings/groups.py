@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from gptoss_tools.errors import ConfigError
 
+
+def one_or_many(value: Any) -> Any:
+    """Let one path stand for a list of it."""
+    return [os.fspath(value)] if isinstance(value, str | os.PathLike) else value
+
+
+Paths = Annotated[list[str], BeforeValidator(one_or_many)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from gptoss_tools.errors import ConfigError
-from gptoss_tools.settings.groups import DryRunSettings, Positive
+from gptoss_tools.settings.groups import DryRunSettings, Paths, Positive
 from gptoss_tools.settings.remote import RemoteSettings
 
 
@@ -15,8 +15,8 @@ class PipelineSettings(RemoteSettings, DryRunSettings):
     """pipeline."""
 
     out: str = Field("runs/pipeline", description="Folder for everything the pipeline writes.")
-    data: list[str] = Field(["data/train"], description="Tables: files, folders or globs.")
-    eval_data: list[str] = Field(
+    data: Paths = Field(["data/train"], description="Tables: files, folders or globs.")
+    eval_data: Paths = Field(
         ["data/heldout"], description="Held-out tables: files, folders or globs."
     )
     training: Literal["train-grpo", "train-sft", "pretrain"] = Field(

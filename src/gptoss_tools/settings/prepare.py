@@ -9,6 +9,7 @@ from pydantic import Field
 from gptoss_tools.settings.groups import (
     HubDataSettings,
     OverwriteSettings,
+    Paths,
     Positive,
     Seed,
     Share,
@@ -58,7 +59,7 @@ class PrepareRowSettings(TagSettings):
 class PrepareDataSettings(PrepareRowSettings, HubDataSettings, TableSettings, OverwriteSettings):
     """prepare-data."""
 
-    paths: list[str] = Field(
+    paths: Paths = Field(
         description="Datasets: files (CSV, JSON, JSONL, Parquet), folders, globs, or a Hub dataset "
         "owner/name."
     )

@@ -10,6 +10,7 @@ from gptoss_tools.errors import ConfigError
 from gptoss_tools.settings.groups import (
     AtLeastZero,
     ExpertsSettings,
+    Paths,
     Positive,
     Settings,
     TableSettings,
@@ -108,7 +109,7 @@ class PretrainSettings(
 ):
     """pretrain."""
 
-    data: list[str] = Field(
+    data: Paths = Field(
         [], description="Texts: files, folders (their *.txt and *.md) or globs; or tables."
     )
     text_column: str | None = Field(

@@ -9,6 +9,7 @@ from pydantic import Field
 from gptoss_tools.settings.groups import (
     HubDataSettings,
     ModelSettings,
+    Paths,
     Positive,
     PromptSettings,
     TableSettings,
@@ -37,7 +38,7 @@ class SftSettings(
 ):
     """train-sft."""
 
-    data: list[str] = Field(
+    data: Paths = Field(
         ["data/train"],
         description="Files (CSV, JSON, JSONL, Parquet), folders or globs, or a Hub dataset "
         "owner/name.",

@@ -12,6 +12,7 @@ from gptoss_tools.settings.groups import (
     AtLeastZero,
     DryRunSettings,
     ModelSettings,
+    Paths,
     Positive,
     PromptSettings,
     Seed,
@@ -186,7 +187,7 @@ class HeldOutSettings(Settings):
         description="Optimizer steps between evaluations on eval_data, which also keep the best "
         "adapter as adapter-best (default: none).",
     )
-    eval_data: list[str] = Field(
+    eval_data: Paths = Field(
         ["data/heldout"], description="Held-out tables: files, folders or globs."
     )
     eval_batch_size: Positive = Field(32, description="Held-out prompts decoded together.")
@@ -245,7 +246,7 @@ class TrainSettings(
 ):
     """train-grpo."""
 
-    data: list[str] = Field(["data/train"], description="Tables: files, folders or globs.")
+    data: Paths = Field(["data/train"], description="Tables: files, folders or globs.")
     trainer: dict[str, Any] = Field(
         default_factory=dict, description="More GRPOConfig arguments (TOML table [trainer] only)."
     )
