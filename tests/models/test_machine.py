@@ -7,6 +7,7 @@ from transformers import GptOssConfig
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.models.layout import checkpoint_tensors
 from gptoss_tools.models.machine import (
+    branch_scores,
     eager_scores,
     estimate_memory,
     packed_support,
@@ -85,6 +86,21 @@ def test_packed_experts_take_the_file_s_bytes_and_one_layer_s_unpacked_ones_to_t
 
 def test_transformers_own_kernels_for_packed_experts_need_a_gpu():
     assert packed_support(torch.device("cpu")) == "it needs a CUDA GPU"
+
+
+def test_a_budget_of_tokens_shrinks_what_is_recomputed_but_not_what_is_kept():
+    whole = estimate_memory(TWENTY, tokens=20_000)
+    cut = estimate_memory(TWENTY, tokens=20_000, at_once=8_000)
+    # 12,000 tokens fewer at once, 90 numbers of 2880 hidden units each, half of 2 bytes
+    assert whole.training - cut.training == 12_000 * 90 * 2880
+    assert estimate_memory(TWENTY, tokens=8_000).training < cut.training
+
+
+def test_scores_along_branches_are_those_of_the_prompt_and_of_what_completions_see():
+    # (1000^2 / 2 + 8 * 200 * 1200) scores of 64 heads, twice, 2 bytes, for 4 prompts
+    need = branch_scores(TWENTY, prompts=4, group=8, prompt=1000, completion=200)
+    assert need == 2 * 4 * 64 * 2_420_000 * 2
+    assert need < eager_scores(TWENTY, rows=32, length=1200) / 4
 
 
 def test_eager_scores_of_the_20b_at_the_seeds_lengths():

@@ -31,6 +31,19 @@ def main(folder: Path, world: int) -> None:
     straight.train()
     again = lab.trainer(folder / "again", world=world, **CHANGES)
     again.train(resume_from_checkpoint=str(folder / "straight" / "step-000001"))
+    shared = lab.trainer(
+        folder / "shared",
+        world=world,
+        share_prompts=True,
+        tokens_per_forward=45,  # groups of the longer prompts are cut, those of the shorter not
+        **{**CHANGES, "max_steps": 1},
+    )
+    forwards: list[int] = []
+    hook = shared.model.register_forward_pre_hook(
+        lambda module, args, more: forwards.append(more["input_ids"].numel()), with_kwargs=True
+    )
+    shared.train()
+    hook.remove()
     one, other = lab.weights(straight), lab.weights(again)
     rank = straight.args.process_index
     (folder / f"rank{rank}.json").write_text(
@@ -39,6 +52,11 @@ def main(folder: Path, world: int) -> None:
                 "records": [[r["step"], r["micro_step"], r["row"]] for r in records],
                 "equal_after_resume": all(torch.equal(one[n], other[n]) for n in one),
                 "weights": {n: p.double().sum().item() for n, p in one.items()},
+                "first": [
+                    straight.state.log_history[0][n] for n in ("loss", "grad_norm", "reward")
+                ],
+                "shared": [shared.state.log_history[0][n] for n in ("loss", "grad_norm", "reward")],
+                "forwards": forwards,
                 "local_batch": straight.args.per_device_train_batch_size,
             }
         )

@@ -45,6 +45,11 @@ def test_two_processes_train_on_the_prompts_of_one_and_resume_exactly(tmp_path):
     assert second["records"] == []  # only rank 0 hands records on
     assert first["weights"] == second["weights"]
     assert all(r["equal_after_resume"] for r in (alone, first, second))
+    for run in (first, second):
+        assert run["shared"] == pytest.approx(run["first"], rel=1e-4, abs=1e-6)
+    mine, other = (run["forwards"] for run in (first, second))
+    assert len(mine) == len(other), "sharded weights would wait for each other"
+    assert max(mine + other) <= 45 and sum(mine) != sum(other)
     names = {p.name for p in (tmp_path / "two" / "straight" / "step-000001").iterdir()}
     assert {"rollout_state_0.pt", "rollout_state_1.pt", "rng_state_1.pth"} <= names
 

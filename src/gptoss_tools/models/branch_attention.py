@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.models.shared_cache import Shared, attend_shared
 
 UNLIMITED = 2**30
@@ -128,7 +129,15 @@ class Branches:
 
 
 def fuses(attn_implementation: str, device: torch.device) -> bool:
-    """Say whether a setting means flex attention for branches: `auto` does on a GPU."""
+    """Say whether a setting means flex attention for branches: `auto` does on a GPU.
+
+    Raises ConfigError where that has no gradients.
+    """
+    if attn_implementation == "flex_attention" and device.type != "cuda":
+        raise ConfigError(
+            f"attn_implementation flex_attention has no gradients on {device.type}",
+            hint="--attn-implementation auto",
+        )
     if attn_implementation == "auto":
         return device.type == "cuda"
     return attn_implementation == "flex_attention"

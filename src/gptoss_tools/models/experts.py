@@ -51,15 +51,18 @@ def weigh_experts(
     for_training: bool,
     lora_r: int = 4,
     tokens: int = 5000,
+    at_once: int | None = None,
     held_bytes: int = 0,
 ) -> Choice:
     """Return how experts are to be held; whether that fits is not asked.
 
     `auto` packs them where the dequantised model does not fit and packing at least doubles the room
     that its weights leave. `obstacle` says why they cannot be packed; `tokens` are those of one
-    micro-step; `held_bytes` of the model are in memory already.
+    micro-step, `at_once` of one forward; `held_bytes` of the model are in memory already.
     """
-    need = estimate_memory(config, lora_r=lora_r, tokens=tokens, weight_bytes=dtype.itemsize)
+    need = estimate_memory(
+        config, lora_r=lora_r, tokens=tokens, at_once=at_once, weight_bytes=dtype.itemsize
+    )
     weights, free = dtype.itemsize * need.parameters, available_bytes(device) + held_bytes
     whole = need.training if for_training else weights
     small = need.packed_training if for_training else need.packed_loaded

@@ -180,6 +180,11 @@ def choose_attention(attn_implementation: str, device: torch.device, for_trainin
     """Resolve `auto`; refuse SDPA, which would drop gpt-oss's attention sinks."""
     if attn_implementation == "sdpa":
         raise ConfigError("attn_implementation sdpa cannot express gpt-oss's sinks", hint="eager")
+    if attn_implementation == "flex_attention" and device.type != "cuda":
+        raise ConfigError(
+            f"attn_implementation flex_attention cannot express gpt-oss's sinks on {device.type}",
+            hint="--attn-implementation eager",
+        )
     if attn_implementation != "auto":
         # An address like owner/kernel is fetched from the Hub by transformers.
         if attn_implementation not in ATTENTION and "/" not in attn_implementation:

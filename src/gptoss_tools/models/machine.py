@@ -59,18 +59,20 @@ def estimate_memory(
     *,
     lora_r: int = 4,
     tokens: int = 5000,
+    at_once: int | None = None,
     weight_bytes: int = 2,
 ) -> MemoryEstimate:
-    """Bytes from shapes. `tokens` is rows times length of one micro-step; `weight_bytes` 2 or 4.
+    """Bytes from shapes. `tokens` are those of one micro-step; `weight_bytes` is 2 or 4.
 
-    Training adds 16 bytes per parameter of an attention adapter (float32 weight, gradient and two
-    moments) and, per token, what gradient checkpointing keeps (hidden states of every layer) plus
-    0.25 MB per 2880 hidden units for the layer being recomputed. Eager attention's score matrix,
-    heads * length^2, comes on top where the prompts are long. Models other than gpt-oss are counted
-    as transformers makes them, without a tensor, with an adapter on every linear layer.
+    `at_once` are the tokens of one forward where a micro-step makes several. Training adds 16 bytes
+    per parameter of an attention adapter (float32 weight, gradient and two moments); per token what
+    gradient checkpointing keeps (hidden states of every layer); and per token at once 0.25 MB per
+    2880 hidden units, for the layer being recomputed. Eager attention's score matrix, heads *
+    length^2, comes on top where the prompts are long. Models other than gpt-oss are counted as
+    transformers makes them, without a tensor, with an adapter on every linear layer.
     """
     if not isinstance(config, GptOssConfig):
-        return _other_family(config, lora_r, tokens, weight_bytes)
+        return _other_family(config, lora_r, tokens, at_once, weight_bytes)
     hidden, layers, experts = (
         config.hidden_size,
         config.num_hidden_layers,
@@ -85,7 +87,7 @@ def estimate_memory(
     other = experts * (hidden + 1) + 2 * hidden + experts * (2 * config.intermediate_size + hidden)
     plain = layers * (attention + other) + hidden + 2 * config.vocab_size * hidden
     adapter = layers * lora_r * (2 * (hidden + queries) + 2 * (hidden + keys))
-    activations = tokens * hidden * (2 * layers + 90) * weight_bytes // 2
+    activations = _activations(hidden, layers, tokens, at_once, weight_bytes)
     parameters = packed + plain
     learning = 16 * adapter + activations
     packed_loaded = packed // 2 + packed // 32 + weight_bytes * plain
@@ -100,12 +102,20 @@ def estimate_memory(
     )
 
 
-def _other_family(config: Any, lora_r: int, tokens: int, weight_bytes: int) -> MemoryEstimate:
+def _activations(
+    hidden: int, layers: int, tokens: int, at_once: int | None, weight_bytes: int
+) -> int:
+    return hidden * (2 * layers * tokens + 90 * (at_once or tokens)) * weight_bytes // 2
+
+
+def _other_family(
+    config: Any, lora_r: int, tokens: int, at_once: int | None, weight_bytes: int
+) -> MemoryEstimate:
     sizes, parameters = config.get_text_config(), count_parameters(config)
     hidden, layers = sizes.hidden_size, sizes.num_hidden_layers
     inner = getattr(sizes, "intermediate_size", None) or 4 * hidden
     adapter = layers * lora_r * (4 * 2 * hidden + 3 * (hidden + inner))
-    activations = tokens * hidden * (2 * layers + 90) * weight_bytes // 2
+    activations = _activations(hidden, layers, tokens, at_once, weight_bytes)
     loaded = weight_bytes * parameters
     training = loaded + 16 * adapter + activations
     return MemoryEstimate(
@@ -125,6 +135,24 @@ def eager_scores(config: GptOssConfig, *, rows: int, length: int, weight_bytes: 
     Twice, for the scores and their softmax. Gradient checkpointing keeps one layer's at a time.
     """
     return 2 * rows * config.num_attention_heads * length**2 * weight_bytes
+
+
+def branch_scores(
+    config: GptOssConfig,
+    *,
+    prompts: int,
+    group: int,
+    prompt: int,
+    completion: int,
+    weight_bytes: int = 2,
+) -> int:
+    """Bytes of the scores in one layer where groups share their prompts, and of their softmax.
+
+    A prompt has the half of its square, a completion what it sees; `prompt` and `completion` are
+    lengths. Flex attention keeps none of it.
+    """
+    of_group = prompt**2 // 2 + group * completion * (prompt + completion)
+    return 2 * prompts * config.num_attention_heads * of_group * weight_bytes
 
 
 def resolve_device(device: str = "auto") -> torch.device:

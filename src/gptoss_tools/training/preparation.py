@@ -25,6 +25,7 @@ from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.runs import Run
 from gptoss_tools.data.decisions import DecisionTable
 from gptoss_tools.errors import ConfigError, GptossError, MachineError
+from gptoss_tools.models.branch_attention import fuses
 from gptoss_tools.models.chats import prompts_for
 from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
 from gptoss_tools.models.loading import (
@@ -36,6 +37,7 @@ from gptoss_tools.models.loading import (
 )
 from gptoss_tools.models.machine import (
     available_bytes,
+    branch_scores,
     eager_scores,
     published_config,
     resolve_device,
@@ -107,8 +109,9 @@ def prepare(
         choose_attention(settings.attn_implementation, device, True)
     if settings.share_prompts:
         check_family(config)
+        fuses(settings.attn_implementation, device)  # refuses what has no gradients there
     settings, notes = pin_experts(
-        settings, config, device, tokens=_tokens(settings), held_bytes=held_bytes
+        settings, config, device, **_tokens(settings), held_bytes=held_bytes
     )
     tokenizer = load_tokenizer(model, date=settings.date, cache_dir=cache_dir)
     chat = chat_of(
@@ -136,6 +139,11 @@ def prepare(
         notes.append(f"{flat} rows earn the same for every action and are left out (zero_signal)")
     if settings.prompts_per_step > len(dataset):
         notes.append(f"prompts_per_step is {len(dataset)}: the table has no more rows")
+    if settings.tokens_per_forward and not settings.gradient_checkpointing:
+        notes.append(
+            "without gradient_checkpointing the activations of all forwards of a micro-step stay, "
+            "and tokens_per_forward saves no memory"
+        )
     notes += _attention_notes(settings, config, device) + unscorable(table, settings)
     held_out = held_out_table(settings, home, chat, tokenizer, context_of(config))
     if held_out is not None and (shared := overlap(table.prompts, held_out)):
@@ -171,19 +179,33 @@ def _attention_notes(settings: TrainSettings, config: Any, device: torch.device)
 
     Not an error: completions are usually shorter, and a step that does not fit can be resumed.
     """
-    # Of other families transformers chooses attention that keeps no scores.
-    keeps = ("auto", "eager") if isinstance(config, GptOssConfig) else ("eager",)
-    if settings.attn_implementation not in keeps:
-        return []
-    rows = settings.prompts_per_step * settings.num_generations
-    length = settings.max_prompt_length + settings.max_completion_length
-    need, free = eager_scores(config, rows=rows, length=length), available_bytes(device)
+    prompts, group = settings.prompts_per_step, settings.num_generations
+    rows, length = prompts * group, settings.max_prompt_length + settings.max_completion_length
+    if settings.share_prompts:
+        if fuses(settings.attn_implementation, device):
+            return []
+        instead = ""
+        need = branch_scores(
+            config,
+            prompts=1 if settings.tokens_per_forward else prompts,
+            group=group,
+            prompt=settings.max_prompt_length,
+            completion=settings.max_completion_length,
+        )
+    else:
+        # Of other families transformers chooses attention that keeps no scores.
+        keeps = ("auto", "eager") if isinstance(config, GptOssConfig) else ("eager",)
+        if settings.attn_implementation not in keeps:
+            return []
+        instead = ", or try share_prompts" if settings.adapter != "mixlora" else ""
+        need = eager_scores(config, rows=rows, length=length)
+    free = available_bytes(device)
     if need <= free:
         return []
     return [
         f"eager attention over {rows} completions of {length} tokens would take {need / 1e9:.0f} "
         f"GB, and {device} has {free / 1e9:.0f} GB free: lower num_generations or "
-        "max_completion_length, or try attn_implementation = flex_attention"
+        f"max_completion_length{instead}"
     ]
 
 
@@ -227,10 +249,12 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
     }
 
 
-def _tokens(settings: TrainSettings) -> int:
-    """The tokens of one micro-step, if every prompt and completion is as long as it may be."""
+def _tokens(settings: TrainSettings) -> dict[str, int]:
+    """The tokens of a micro-step and of a forward, if all is as long as it may be."""
     rows = settings.prompts_per_step * settings.num_generations
-    return rows * (settings.max_prompt_length + settings.max_completion_length)
+    read = settings.prompts_per_step if settings.share_prompts else rows
+    tokens = read * settings.max_prompt_length + rows * settings.max_completion_length
+    return {"tokens": tokens, "at_once": min(tokens, settings.tokens_per_forward or tokens)}
 
 
 def _memory(settings: TrainSettings) -> dict[str, Any]:
@@ -254,6 +278,6 @@ def _memory(settings: TrainSettings) -> dict[str, Any]:
         obstacle=obstacle_of(settings, config, dtype, settings.model),
         for_training=True,
         lora_r=settings.lora_r,
-        tokens=_tokens(settings),
+        **_tokens(settings),
     )
     return {"experts": choice.held, "memory_bytes": choice.bytes_needed}
