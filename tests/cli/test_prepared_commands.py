@@ -55,3 +55,20 @@ def test_a_table_of_answers_is_trained_on_resumed_measured_and_shown(tiny, gptos
     assert run["reward"] == measured["reward"]["mean"] and run["regret"] is None
     code, out, _ = gptoss("generate", "runs/a", *DECODING)
     assert code == 0 and json.loads(out)["rows"] == 4
+    _one_answer_is_shown_with_what_it_earns(gptoss, measured["data"])
+
+
+def _one_answer_is_shown_with_what_it_earns(gptoss, measured_on):
+    """Without --data of the run's own held-out table, of which `evaluate` wrote every row."""
+    rows = Path("runs/a/evaluation/decisions.jsonl").read_text().splitlines()
+    known = json.loads(rows[1])
+    asked = ("test-adapter", "runs/a", "--row", "2", "--date", "2026-01-01")
+    code, out, err = gptoss(*asked, "--max-new-tokens", "16", "--json")
+    assert code == 0, err
+    shown = json.loads(out)
+    assert measured_on == ["hours.jsonl"] and shown["row"] == "hours.jsonl row 2"
+    assert (shown["answer"], shown["expected"]) == (known["final"] or "", ROWS[1]["answer"])
+    assert shown["reward"] == known["reward"] and shown["values"] == []
+    assert {name: shown[f"reward {name}"] for name in ("format", "exact")} == known["scores"]
+    code, out, _ = gptoss(*asked, "--max-new-tokens", "16")
+    assert code == 0 and f"expected: {ROWS[1]['answer']}" in out and "action" not in out

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..console import align, out
-from ..errors import DataError
+from ..errors import DataError, GptossError
 from ..load import Loaded
-from ..settings import TestAdapterSettings
+from ..settings import RewardSettings, TestAdapterSettings
 from .common import asked_policy, asked_table, given_prompt, said_action
 from .options import command
+
+if TYPE_CHECKING:
+    from ..data.decisions import DecisionTable
+    from ..evaluation.policy import Answer
+    from ..evaluation.sources import Source
 
 
 @command(
@@ -24,14 +31,17 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
     """Show what an adapter answers to one prompt.
 
     Prints the completion by channel, the action it means, and, for a row of a table, what every
-    action is worth there. Greedy unless --sample is given.
+    action is worth there; of a row without actions, the answer and what the run's rewards give for
+    it. Greedy unless --sample is given.
     """
     from ..evaluation.sources import find_source
 
     prompt, table, row = given_prompt(settings), None, settings.row - 1
     names: list[str] = settings.actions
-    find_source(settings.target)  # a wrong target is said before a wrong table
+    source = find_source(settings.target)  # a wrong target is said before a wrong table
     if prompt is None:
+        if loaded.origins.get("data") == "default":
+            settings = _on_own_tables(settings, source)
         table = asked_table(settings, loaded)
         if row >= len(table):
             raise DataError(f"`row` is {settings.row}, but the tables have {len(table)} rows")
@@ -73,6 +83,52 @@ def test_adapter(settings: TestAdapterSettings, loaded: Loaded) -> None:
         "tokens": answer.tokens,
         "values": values,
     }
-    lines = [answer.completion.transcript(), f"action: {said_action(answer, names)}"]
-    lines += [data["row"], align(values)] if values else []
+    lines = [answer.completion.transcript()]
+    if table is not None and not values:
+        said = _earned(source, table, row, answer)
+        data |= said
+        lines += [data["row"], *(f"{name}: {_shown(value)}" for name, value in said.items())]
+    else:
+        lines.append(f"action: {said_action(answer, names)}")
+        lines += [data["row"], align(values)] if values else []
     out.result(data, "\n".join(lines))
+
+
+def _on_own_tables(settings: TestAdapterSettings, source: Source) -> TestAdapterSettings:
+    """Ask a run that learned from rows without values what such a row asks."""
+    from ..evaluation.work import tables_of
+
+    try:
+        own = tables_of(source)
+    except GptossError:  # a reward that is not there any more: the default is as good
+        own = None
+    return settings if own is None else settings.model_copy(update={"data": own})
+
+
+def _earned(source: Source, table: DecisionTable, row: int, answer: Answer) -> dict[str, Any]:
+    """Return the answer to a row without actions, what was expected, and what the run gives."""
+    from ..evaluation.earned import answer_to
+    from ..evaluation.work import rewards_of
+    from ..rewards.combined import Rewards, needed
+
+    wanted = rewards_of(RewardSettings.model_validate({}), source)
+    answered = answer_to(table, row, answer.completion, answer.decision)
+    said: dict[str, Any] = {"answer": answered.answer(wanted.answer_tags)}
+    if "answer" in table.columns:
+        said["expected"] = answered.row["answer"]
+    try:
+        if needed(wanted)["values"]:
+            return said
+        scores = Rewards(wanted)([answered])
+    except GptossError as error:  # a judge that is not there, say: the answer is
+        out.warning(f"what the answer earns is not known: {error}")
+        return said
+    if len(scores.apart) > 1:
+        said |= {f"reward {name}": each[0] for name, each in scores.apart.items()}
+    return said | {"reward": scores.total[0]}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -107,8 +107,21 @@ def prepare(
     )
 
 
+def tables_of(source: Source) -> list[str] | None:
+    """Return the tables of a run whose rewards need no values: those it was measured on, or read.
+
+    None for every other target: what a decision is worth can be shown on any table with values.
+    """
+    run = {} if source.run is None else Run(source.run).settings
+    if "reward" not in run:
+        return None
+    if needed(rewards_of(RewardSettings.model_validate({}), source))["values"]:
+        return None
+    return run["eval_data"] if run.get("eval_steps") else run["data"]
+
+
 def rewards_of(
-    settings: EvaluateSettings, source: Source, given: Collection[str]
+    settings: RewardSettings, source: Source, given: Collection[str] = ()
 ) -> RewardSettings:
     """Return the settings of rewards: the given ones, the others as the target's run has them."""
     run = {} if source.run is None else Run(source.run).settings
