@@ -41,6 +41,7 @@ bench: env
 	$(BIN)/python benchmarks/gpu_20b.py --out benchmarks/results
 	$(BIN)/python benchmarks/startup.py --out benchmarks/results
 	$(BIN)/python benchmarks/shared_prompts.py --out benchmarks/results
+	$(BIN)/python benchmarks/token_budget.py --out benchmarks/results
 	$(BIN)/python benchmarks/zero_signal.py --out benchmarks/results
 	$(BIN)/python benchmarks/prepare_data.py --out benchmarks/results
 	$(BIN)/python benchmarks/packed.py --out benchmarks/results/packed.json

@@ -5,11 +5,12 @@
 Makes a random checkpoint in the published MXFP4 layout, then measures, each in a process of its own
 and with the experts packed and dequantised: loading; forward, loss and backward of a micro-batch of
 8192 tokens (8 completions of 200 on a prompt of 824), prompts repeated and shared; drawing 32 x 8
-completions of 200 tokens behind prompts of 1000; and whole steps of that size. The floors are what
-an H200 could do at best, 2N operations a token for each of forward, recomputation and the input's
-gradient: 36.5 thousand training tokens a second, 3.1 s a step. Without a GPU it runs at tiny shapes
-on the CPU, which shows that it runs, and says which figures are missing. `--size 20b` needs 80 GB
-of GPU memory for the dequantised half (--experts packed: 24 GB) and 28 GB of disk.
+completions of 200 tokens behind prompts of 1000; and whole steps of that size, 8192 tokens in a
+forward. Shared prompts use flex attention on a GPU (--attention eager: plain PyTorch). The floors
+are what an H200 could do at best, 2N operations a token for each of forward, recomputation and the
+input's gradient: 36.5 thousand training tokens a second, 3.1 s a step. Without a GPU it runs at
+tiny shapes on the CPU, which shows that it runs, and says which figures are missing. `--size 20b`
+needs 80 GB of GPU memory for the dequantised half (--experts packed: 24 GB) and 28 GB of disk.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -36,8 +38,10 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "20b": {"micro_batch": (824, 200), "step": (32, 8, 1000, 200)},
     "tiny": {"micro_batch": (60, 8), "step": (4, 4, 60, 8)},
 }
+ATTENTION = "BENCHMARK_ATTENTION"
 GROUP = {"20b": 8, "tiny": 4}
-PER_MICRO_BATCH = 4  # prompts
+PER_MICRO_BATCH = 8  # prompts
+TOKENS_PER_FORWARD = {"20b": 8192, "tiny": 200}
 
 
 def load(folder: Path, size: str, experts: str) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def of_a_step(folder: Path, size: str, experts: str, steps: int) -> Any:
     table = furnish(folder, prompt, folder / "base", rows=prompts)
     per = min(PER_MICRO_BATCH, prompts)
     layout = {"prompts_per_step": per, "gradient_accumulation_steps": prompts // per}
-    own = common(folder, experts) | layout
+    own = common(folder, experts) | layout | {"tokens_per_forward": TOKENS_PER_FORWARD[size]}
     return trainer(settings(table, completion, group, steps, True, **own), stock=False)
 
 
@@ -123,6 +127,7 @@ def common(folder: Path, experts: str) -> dict[str, Any]:
         "device": where,
         "dtype": "bfloat16" if where == "cuda" else "float32",
         "experts": experts,
+        "attn_implementation": os.environ.get(ATTENTION, "auto"),
         "gradient_checkpointing": True,
         "lora_r": 4,
         "lora_alpha": 8,
@@ -221,12 +226,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work, kept (default: temporary)")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     parser.add_argument("--experts", nargs="*", choices=EXPERTS, default=list(EXPERTS))
+    parser.add_argument("--attention", choices=("auto", "eager", "flex_attention"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.worker[0], options.folder, options.size, options.worker[1])
         return
+    if options.attention:
+        os.environ[ATTENTION] = options.attention  # the workers read it
     size = options.size or ("20b" if device() == "cuda" else "tiny")
     rows, raw = [], []
     with contextlib.ExitStack() as stack:

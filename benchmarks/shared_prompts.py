@@ -90,6 +90,7 @@ def trainer(wanted: Any, stock: bool) -> Any:
     from transformers import set_seed
     from trl.trainer.grpo_trainer import GRPOTrainer
 
+    from gptoss_tools.models.branch_attention import fuses
     from gptoss_tools.models.loading import load_model
     from gptoss_tools.models.lora import lora_config
     from gptoss_tools.training.configuring import make_config
@@ -116,6 +117,8 @@ def trainer(wanted: Any, stock: bool) -> Any:
         tokenizer=prepared.tokenizer,
         reward=reward,
         share_prompts=wanted.share_prompts,
+        tokens_per_forward=wanted.tokens_per_forward,
+        fused_attention=wanted.share_prompts and fuses(wanted.attn_implementation, model.device),
         **options,
     )
 
