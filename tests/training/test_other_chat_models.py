@@ -273,6 +273,12 @@ def test_a_plan_loads_no_model_and_asks_no_hub(folder):
     assert facts["memory_bytes"] is None and facts["data_sha256"] is None
 
 
+def test_experts_that_a_model_has_not_are_refused_by_a_plan_too(folder):
+    for ask in (plan, train):
+        with pytest.raises(ConfigError, match="cannot stay packed in MXFP4: the model holds none"):
+            ask(settings(folder, "refused", experts="packed"))
+
+
 def test_a_base_model_is_refused_before_its_weights_load(folder, tmp_path):
     shutil.copytree(folder / "model", tmp_path / "base")
     for name in ("chat_template.jinja", "model.safetensors"):

@@ -258,6 +258,29 @@ def test_a_plan_shows_the_first_example_and_counts_everything(lab):
     assert away["tokens"] is None and away["steps"] == 4
 
 
+def test_a_plan_counts_the_bytes_of_an_adapter_and_of_a_whole_model(lab):
+    settings = sft_lab.settings(lab / "llama", "planned")
+    found = plan(settings)
+    # embeddings and head 2 x 288 x 32, a layer 3072 of attention, 3072 of the FFN, 2 x 32 of norms
+    parameters = 18432 + 2 * (3072 + 3072 + 64) + 32
+    # rank 4: in each of 2 layers 4 x (32 + 32) and 3 x (32 + 32) by 4; 16 bytes each
+    adapter = 16 * 2 * 4 * (4 * 64 + 3 * 64)
+    # 2 examples of 256 tokens: 32 hidden by 2 for each layer and 90 at once, halves of 4 bytes
+    activations = 512 * 32 * (2 * 2 + 90) * 2
+    assert found["memory_bytes"] == 4 * parameters + adapter + activations
+    whole = plan(settings.model_copy(update={"adapter": "none"}))
+    assert whole["memory_bytes"] == 4 * 4 * parameters  # weights, gradients and two moments
+    away = plan(settings.model_copy(update={"model": "owner/name"}))
+    assert (away["experts"], away["memory_bytes"]) == (None, None)
+
+
+def test_a_plan_refuses_packed_experts_where_training_does(lab):
+    settings = sft_lab.settings(lab / "llama", "planned", experts="packed")
+    for ask in (plan, train):
+        with pytest.raises(ConfigError, match="cannot stay packed in MXFP4: the model holds none"):
+            ask(settings)
+
+
 def test_a_resume_elsewhere_finds_data_and_model_where_the_run_began(lab, monkeypatch, tmp_path):
     monkeypatch.chdir(lab / "llama")
     template = {"prompt_input": "{instruction}{input}:", "prompt_no_input": "{instruction}:"}

@@ -95,8 +95,7 @@ def choose_experts(
     """
     if wanted not in ("auto", *get_args(Held)):
         raise ConfigError(f"experts {wanted!r} is unknown", hint="auto, packed or dequantized")
-    if wanted == "packed" and obstacle:
-        raise ConfigError(f"{_PACKED}: {obstacle}", hint="--experts dequantized")
+    refuse_packed(wanted, obstacle)
     limits: Any = {"for_training": for_training, "held_bytes": held_bytes}
     choice = weigh_experts(wanted, config, device, dtype, obstacle=obstacle, **limits, **planned)
     if wanted == "dequantized" and not obstacle:
@@ -116,8 +115,7 @@ def pin_experts(
     dtype = weight_type(settings.dtype, device)
     obstacle = obstacle_of(settings, config, dtype)
     if not isinstance(config, GptOssConfig):
-        if settings.experts == "packed":
-            raise ConfigError(f"{_PACKED}: {obstacle}", hint="--experts dequantized")
+        refuse_packed(settings.experts, obstacle)
         return settings, []
     choice = choose_experts(
         settings.experts,
@@ -131,6 +129,18 @@ def pin_experts(
     )
     pinned = settings.model_copy(update={"experts": choice.held})
     return pinned, [choice.note] if choice.note else []
+
+
+def whole_training(config: Any, dtype: torch.dtype) -> int:
+    """Return the bytes of a model that learns as a whole, without what its activations take."""
+    # Weights, gradients and AdamW's two moments, all of one type.
+    return 4 * dtype.itemsize * estimate_memory(config).parameters
+
+
+def refuse_packed(wanted: str, obstacle: str | None) -> None:
+    """Raise ConfigError where experts are to stay packed and something hinders that."""
+    if wanted == "packed" and obstacle:
+        raise ConfigError(f"{_PACKED}: {obstacle}", hint="--experts dequantized")
 
 
 def obstacle_of(settings: Any, config: Any, dtype: torch.dtype, name: str = "") -> str | None:

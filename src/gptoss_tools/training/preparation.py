@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from gptoss_tools.chat.families import HarmonyChat, RawPrompts, chat_of
 from gptoss_tools.core.claims import next_free
 from gptoss_tools.core.runs import Run
 from gptoss_tools.data.decisions import DecisionTable
-from gptoss_tools.errors import ConfigError, GptossError, MachineError
+from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.models.branch_attention import fuses
 from gptoss_tools.models.chats import prompts_for
-from gptoss_tools.models.experts import obstacle_of, pin_experts, weigh_experts
+from gptoss_tools.models.experts import pin_experts
 from gptoss_tools.models.loading import (
     choose_attention,
     context_of,
@@ -39,14 +38,13 @@ from gptoss_tools.models.machine import (
     available_bytes,
     branch_scores,
     eager_scores,
-    published_config,
     resolve_device,
-    weight_type,
 )
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.rewards.combined import Rewards, own_sources
 from gptoss_tools.settings import TrainSettings
 from gptoss_tools.training.configuring import build_dataset, make_config
+from gptoss_tools.training.foreseen import foresee
 from gptoss_tools.training.heldout import overlap
 from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
@@ -244,7 +242,7 @@ def plan(settings: TrainSettings, run: Run | None, reached: int) -> dict[str, An
         "completions": completions,
         "max_new_tokens": completions * settings.max_completion_length,
         "checkpoints": len(range(settings.save_steps, settings.max_steps + 1, settings.save_steps)),
-        **_memory(settings),
+        **foresee(settings, **_tokens(settings)),
         "data_sha256": None if isinstance(chat, RawPrompts) else data_hash(table, settings),
     }
 
@@ -255,29 +253,3 @@ def _tokens(settings: TrainSettings) -> dict[str, int]:
     read = settings.prompts_per_step if settings.share_prompts else rows
     tokens = read * settings.max_prompt_length + rows * settings.max_completion_length
     return {"tokens": tokens, "at_once": min(tokens, settings.tokens_per_forward or tokens)}
-
-
-def _memory(settings: TrainSettings) -> dict[str, Any]:
-    """How the experts would be held and the bytes one process needs; builds and fetches nothing."""
-    unknown = {"experts": None, "memory_bytes": None}
-    try:
-        config = published_config(settings.model)
-        if config is None and Path(settings.model).is_dir():
-            config = read_config(settings.model)
-        device = resolve_device(settings.device)
-        dtype = weight_type(settings.dtype, device)
-    except (GptossError, json.JSONDecodeError):
-        return unknown
-    if config is None:
-        return unknown
-    choice = weigh_experts(
-        settings.experts,
-        config,
-        device,
-        dtype,
-        obstacle=obstacle_of(settings, config, dtype, settings.model),
-        for_training=True,
-        lora_r=settings.lora_r,
-        **_tokens(settings),
-    )
-    return {"experts": choice.held, "memory_bytes": choice.bytes_needed}

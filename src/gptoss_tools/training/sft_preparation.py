@@ -21,7 +21,7 @@ from gptoss_tools.data.instructions import Instructions, load_instructions
 from gptoss_tools.data.prompter import HarmonyPrompter, Prompter, choose_prompter
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.models.chats import reads_harmony
-from gptoss_tools.models.experts import pin_experts
+from gptoss_tools.models.experts import pin_experts, whole_training
 from gptoss_tools.models.loading import (
     choose_attention,
     load_tokenizer,
@@ -30,7 +30,6 @@ from gptoss_tools.models.loading import (
 )
 from gptoss_tools.models.machine import (
     available_bytes,
-    estimate_memory,
     published_config,
     resolve_device,
     weight_type,
@@ -38,6 +37,7 @@ from gptoss_tools.models.machine import (
 from gptoss_tools.models.names import TINY
 from gptoss_tools.models.snapshot import fingerprint
 from gptoss_tools.settings.sft import SftSettings
+from gptoss_tools.training.foreseen import foresee
 from gptoss_tools.training.prepared import Prepared
 from gptoss_tools.training.ranks import join
 from gptoss_tools.training.sft_data import TokenRows, tokenize_examples
@@ -114,10 +114,12 @@ def plan(settings: SftSettings, run: Run | None, reached: int) -> dict[str, Any]
     """Say what training would do, `reached` steps into `run`; load no weights and write nothing.
 
     Where the tokenizer is not here, tokens are None, and steps count long prompts too. The first
-    example is shown as the model will see it; None for a Hub model other than gpt-oss.
+    example is shown as the model will see it; None for a Hub model other than gpt-oss. Bytes are
+    those of `foresee`.
     """
     require_tracker(settings.report_to)
     home = run.config.get("cwd") if run else None
+    there = settings.model_copy(update={"model": _found(settings.model, home)})
     rendered = settings.prompt_template in ("auto", "chat") and reads_harmony(settings.model)
     found = _read(settings, settings.data, home, settings.max_examples, rendered)
     data, pair = _foreseen(settings, found, home)
@@ -139,6 +141,7 @@ def plan(settings: SftSettings, run: Run | None, reached: int) -> dict[str, Any]
         "examples_per_step": rows,
         "passes": round(last * rows / examples, 3),
         "checkpoints": len(range(settings.save_steps, last + 1, settings.save_steps)),
+        **foresee(there, tokens=_at_most(settings)),
         "first_prompt": pair[0],
         "first_answer": pair[1],
     }
@@ -179,13 +182,11 @@ def _fit(settings: SftSettings, config: Any) -> tuple[SftSettings, list[str]]:
     dtype = weight_type(settings.dtype, device)
     if isinstance(config, GptOssConfig):
         choose_attention(settings.attn_implementation, device, True)
-    tokens = settings.per_device_train_batch_size * settings.max_length
-    settings, notes = pin_experts(settings, config, device, tokens=tokens)
+    settings, notes = pin_experts(settings, config, device, tokens=_at_most(settings))
     if settings.adapter != "none":
         return settings, notes
     if isinstance(config, GptOssConfig):
-        # Weights, gradients and AdamW's two moments, all of one type.
-        need = 4 * dtype.itemsize * estimate_memory(config).parameters
+        need = whole_training(config, dtype)
         if need > (free := available_bytes(device)):
             raise MachineError(
                 f"training all of this model needs about {need / 1e9:.1f} GB on {device}, which "
@@ -199,6 +200,11 @@ def _fit(settings: SftSettings, config: Any) -> tuple[SftSettings, list[str]]:
         *notes,
         f"weights that learn in {kind} round small updates away: --dtype float32 keeps them",
     ]
+
+
+def _at_most(settings: SftSettings) -> int:
+    """The tokens of one micro-step, if every example is as long as it may be."""
+    return settings.per_device_train_batch_size * settings.max_length
 
 
 def _pinned(settings: SftSettings, config: Any, notes: list[str]) -> SftSettings:
