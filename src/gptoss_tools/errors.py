@@ -22,6 +22,10 @@ class GptossError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def advise(self, more: str) -> None:
+        """Add to the hint what only the command knows that was at work: how it goes on, say."""
+        self.hint = f"{self.hint}; {more}" if self.hint else more
+
     def __reduce__(self):
         return type(self), (str(self), self.hint)
 
@@ -59,3 +63,7 @@ class MachineError(GptossError, RuntimeError):
 
 class TrainingError(GptossError, RuntimeError):
     """Training started and could not go on (exit code 1)."""
+
+
+class RewardError(TrainingError):
+    """What an answer earns could not be told: an own function failed, a judge did not answer."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss_tools.chat.actions import Decision, Reason
 from gptoss_tools.chat.completions import split_text
 from gptoss_tools.data.decisions import load_table
-from gptoss_tools.errors import ConfigError, DataError
+from gptoss_tools.errors import ConfigError, DataError, RewardError
 from gptoss_tools.evaluation.earned import (
     Earned,
     answer_to,
@@ -140,6 +140,17 @@ def test_a_table_without_values_is_evaluated_by_rewards(untrained, table):
     assert json.loads((work.folder / "evaluation.json").read_text()) == result
     lines = (work.folder / "decisions.jsonl").read_text().splitlines()
     assert [json.loads(line)["reward"] for line in lines] == [-1.0] * 4
+
+
+def test_a_reward_that_fails_keeps_the_answers_and_says_how_to_go_on(untrained, table, tmp_path):
+    refusing = "def refuse(answered):\n    raise RuntimeError('closed')\n"
+    (tmp_path / "refusing.py").write_text(refusing)
+    work = prepare(asked(untrained, table, reward=["refusing:refuse"]))
+    with pytest.raises(RewardError, match="refuse failed on row 1: RuntimeError: closed") as caught:
+        evaluate(work)
+    assert "the same command goes on" in str(caught.value.hint)
+    assert "resume" not in str(caught.value.hint)
+    assert len((work.folder / "answers.jsonl").read_text().splitlines()) >= 4
 
 
 def test_a_runs_rewards_are_asked_again_unless_others_are_given(tmp_path):

@@ -51,8 +51,11 @@ def test_a_reward_that_ends_the_program_is_an_error_and_the_run_goes_on_exactly(
     own = {"reward": "own_hasty:hasty", "max_steps": 3, "save_steps": 1}
     run_lab.run(lab, "straight", **own)
     Path("calls").write_text("17")  # 8 completions a step, so in the third
-    with pytest.raises(TrainingError, match=r"reward function hasty failed on row \d: SystemExit"):
+    with pytest.raises(
+        TrainingError, match=r"reward function hasty failed on row \d: SystemExit"
+    ) as caught:
         run_lab.run(lab, "ended", **own)
+    assert f"gptoss resume {lab / 'ended'} goes on" in str(caught.value.hint)
     assert run_lab.go_on(lab, "ended").resumed_from == 2
     assert run_lab.same_bits(lab / "straight/adapter", lab / "ended/adapter")
 

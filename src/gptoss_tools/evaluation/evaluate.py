@@ -21,7 +21,7 @@ import numpy as np
 from gptoss_tools.core.locks import hold
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.data.decisions import DecisionTable
-from gptoss_tools.errors import RunFolderError
+from gptoss_tools.errors import RewardError, RunFolderError
 from gptoss_tools.evaluation import closed_loop
 from gptoss_tools.evaluation.earned import assess_rewards, reward_rows, score_records
 from gptoss_tools.evaluation.interview import Interview, Tick, choices
@@ -144,10 +144,14 @@ def _by_values(work: Work, answers: Answers) -> tuple[dict[str, Any], Iterator[d
 def _by_reward(work: Work, answers: Answers) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
     """Measure what answers earn; return the same as `_by_values`."""
     assert work.rewards is not None
-    own = score_records(work.table, answers.greedy, work.rewards)
     base = None
-    if answers.base is not None:
-        base = score_records(work.table, answers.base, work.rewards)
+    try:
+        own = score_records(work.table, answers.greedy, work.rewards)
+        if answers.base is not None:
+            base = score_records(work.table, answers.base, work.rewards)
+    except RewardError as error:
+        error.advise(f"the same command goes on with the answers, which {work.folder} keeps")
+        raise
     sections = assess_rewards(own, base, episodes=work.episodes, seed=work.settings.seed)
     for name, weight in work.rewards.weights.items():
         sections["rewards"][name]["weight"] = weight

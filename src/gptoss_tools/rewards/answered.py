@@ -17,7 +17,7 @@ from typing import Any
 from gptoss_tools import registry
 from gptoss_tools.chat.actions import Decision
 from gptoss_tools.chat.completions import Completion
-from gptoss_tools.errors import DataError, TrainingError
+from gptoss_tools.errors import DataError, RewardError
 from gptoss_tools.settings import RewardSettings
 
 Scorer = Callable[[Sequence["Answered"]], "list[float | None]"]
@@ -111,7 +111,7 @@ def one_by_one(
             except (Exception, SystemExit) as error:  # a script may end at once
                 place = answered.row.get("row")
                 where = "an answer" if place is None else f"row {place + 1}"
-                raise TrainingError(
+                raise RewardError(
                     f"the reward function {name} failed on {where}: "
                     f"{type(error).__name__}: {error}",
                     hint=f"it is called as {form}",

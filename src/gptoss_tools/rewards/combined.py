@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tools import registry
-from gptoss_tools.errors import GptossError, TrainingError
+from gptoss_tools.errors import GptossError, RewardError
 from gptoss_tools.rewards import decision, matching, overlap, rubric, structure  # noqa: F401
 from gptoss_tools.rewards.answered import Answered, RewardKind
 from gptoss_tools.rewards.signatures import adapt
@@ -60,15 +60,15 @@ class Rewards:
         except GptossError:
             raise
         except (Exception, SystemExit) as error:
-            raise TrainingError(
+            raise RewardError(
                 f"the reward {name} failed: {type(error).__name__}: {error}"
             ) from error
         if len(scores) != len(answers):
-            raise TrainingError(
+            raise RewardError(
                 f"the reward {name} returned {len(scores)} rewards for {len(answers)} answers"
             )
         if any(s is not None and math.isinf(s) for s in scores):
-            raise TrainingError(
+            raise RewardError(
                 f"the reward {name} returned an infinite reward",
                 hint="return None to mask a completion",
             )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from gptoss_tools.errors import ConfigError, MachineError, TrainingError, first_line
+from gptoss_tools.errors import ConfigError, MachineError, RewardError, first_line
 from gptoss_tools.rewards.judgements import Judgements, content_key
 from gptoss_tools.rewards.replies import Reply
 from gptoss_tools.settings import JudgeSettings
@@ -67,7 +67,7 @@ class Judge:
 
         Blocks, inside a running event loop too: the asking has a thread of its own, which ends
         with the call, at once if that is interrupted. Equal questions are asked once. Raises
-        TrainingError where it answered nothing at all: neither time nor a GPU should wait for that.
+        RewardError where it answered nothing at all: neither time nor a GPU should wait for that.
         """
         from anyio.from_thread import start_blocking_portal
 
@@ -84,11 +84,10 @@ class Judge:
         self._failures += failed
         # Of a batch that is mostly known, a few failures are no sign of a dead judge.
         if unknown and all(answers[key] is None for key in unknown) and 2 * failed >= len(keys):
-            raise TrainingError(
+            raise RewardError(
                 f"the judge {self.settings.judge_model} failed on every answer of a batch "
                 f"({failed}): {self.last_error}",
-                hint="check judge_url and judge_model; `gptoss resume` goes on from the last "
-                "checkpoint",
+                hint="check judge_url and judge_model",
             )
         return [answers[key] for key in keys]
 

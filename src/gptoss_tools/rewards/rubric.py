@@ -71,7 +71,7 @@ class Rubric:
     Called with a batch, it returns a reward each: None where the judge failed, which takes the
     answer out of the step, and 0 for an answer that came to no final message, which is not sent.
     That one is no failure of the judge, and leaving it out would let a policy learn to never
-    finish. Raises TrainingError where the judge failed on the whole batch.
+    finish. Raises RewardError where the judge failed on the whole batch.
     """
 
     def __init__(self, settings: RewardSettings):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gptoss_tools.data.action_rewards import settle
-from gptoss_tools.errors import ConfigError, GptossError, TrainingError
+from gptoss_tools.errors import ConfigError, GptossError, RewardError
 from gptoss_tools.rewards.answered import (
     FORM,
     Answered,
@@ -107,7 +107,7 @@ def _together(
         except GptossError:
             raise
         except (Exception, SystemExit) as error:
-            raise TrainingError(
+            raise RewardError(
                 f"the reward function {name} failed: {type(error).__name__}: {error}",
                 hint=f"it is called as {BATCH_FORM}, with one list per column",
             ) from error

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback
 from gptoss_tools.core.claims import mark_latest
 from gptoss_tools.core.publish import write_json
 from gptoss_tools.core.runs import Run
-from gptoss_tools.errors import GptossError, TrainingError
+from gptoss_tools.errors import GptossError, RewardError, TrainingError
 from gptoss_tools.models.held import Loader
 from gptoss_tools.models.loading import load_model
 from gptoss_tools.training.flow import Flow, Interrupted, StopSignals
@@ -124,6 +124,9 @@ def _explained(run: Run, settings: Any, trainer: Any) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise interruption(run, settings) from stop
+    except RewardError as error:
+        error.advise(f"gptoss resume {run.path} goes on from the last checkpoint")
+        raise
     except OSError as error:
         if isinstance(error, GptossError):
             raise
