@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,9 @@ def isolated(monkeypatch, tmp_path, cache_dir):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GPTOSS_CACHE", str(cache_dir))
     monkeypatch.chdir(tmp_path)
+    yield
+    if "wandb" in sys.modules:  # it keeps what it read of the environment, and a process
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture(scope="session")
