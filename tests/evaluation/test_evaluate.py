@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gptoss_tools.data.decisions import load_table
@@ -19,6 +20,8 @@ from gptoss_tools.errors import ConfigError, DataError, RunFolderError
 from gptoss_tools.evaluation.evaluate import evaluate
 from gptoss_tools.evaluation.metrics import Choices, row_scores
 from gptoss_tools.evaluation.work import baselines_of, episodes_of, prepare
+from gptoss_tools.models.loading import read_config
+from gptoss_tools.models.machine import estimate_memory
 from gptoss_tools.settings import EvaluateSettings
 
 PROMPT = "<|start|>user<|message|>case {}<|end|><|start|>assistant"
@@ -190,10 +193,13 @@ def test_a_series_with_a_hole_is_refused_by_file_row_and_column(untrained, table
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tiny, repository):
+    [held] = (repository / "data" / "heldout").glob("*.csv")
+    rows = 48  # the first 4 of 12 episodes
+    pd.read_csv(held).head(rows).to_csv("held.csv", index=False)
+
     def line(out: str) -> list[str]:
-        data = str(repository / "data" / "heldout")
         return [
-            *(sys.executable, "-m", "gptoss_tools", "evaluate", str(tiny), "--data", data),
+            *(sys.executable, "-m", "gptoss_tools", "evaluate", str(tiny), "--data", "held.csv"),
             *("--max-new-tokens", "40", "--batch-size", "8", "--samples", "2", "--json"),
             *("--out", out),
         ]
@@ -208,7 +214,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tiny, reposi
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     had = journal.read_text().count("\n") - 1
-    assert 30 <= had < 3 * 144
+    assert 30 <= had < 3 * rows
     assert not Path("cut/evaluation.json").exists()
     done = subprocess.run(line("cut"), capture_output=True, text=True, check=True)
     again = json.loads(done.stdout)
@@ -218,7 +224,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_it_had_not_been(tiny, reposi
     for name in ("regret", "reward", "invalid", "actions", "sampled", "top1"):
         assert again[name] == straight[name]
     keys = {(r["who"], r["draw"], r["question"]) for r in map(json.loads, _answers(journal))}
-    assert len(keys) == len(list(_answers(journal))) == 3 * 144
+    assert len(keys) == len(list(_answers(journal))) == 3 * rows
 
 
 def _answers(journal: Path) -> list[str]:
@@ -265,3 +271,19 @@ def test_decisions_are_scored_as_the_metrics_say(untrained, table):
         [x["reason"] for x in lines],
     )
     assert row_scores(held, chosen).regret.tolist() == [x["regret"] for x in lines]
+
+
+def test_it_says_when_experts_stay_packed_by_themselves(untrained, table, monkeypatch):
+    need = estimate_memory(read_config(str(untrained)), weight_bytes=4)
+    assert need.packed_loaded < need.float32
+    for module in ("experts", "machine"):
+        monkeypatch.setattr(
+            f"gptoss_tools.models.{module}.available_bytes", lambda device: need.packed_loaded
+        )
+    said: list[str] = []
+    evaluate(prepare(settings(untrained, table, out="ev")), on_notice=said.append)
+    assert sum("experts stay packed in MXFP4" in line for line in said) == 1
+    said.clear()
+    asked = settings(untrained, table, out="asked", experts="packed")
+    evaluate(prepare(asked), on_notice=said.append)
+    assert not any("stay packed" in line for line in said)
