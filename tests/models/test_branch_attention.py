@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention
 from transformers import GptOssConfig, GptOssForCausalLM
 
+from gptoss_tools.errors import ConfigError
 from gptoss_tools.models import branch_attention
-from gptoss_tools.models.branch_attention import Branches, Group, attend_branches, follow_branches
+from gptoss_tools.models.branch_attention import attend_branches, follow_branches
+from gptoss_tools.models.branches import Branches, Group
 
 groups = st.lists(
     st.builds(
@@ -132,6 +134,23 @@ def test_a_block_mask_holds_what_is_seen_and_nothing_else():
         assert branches.block_mask(window) is blocks  # made once for all layers
 
 
+@given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=9))
+def test_branches_are_stacked_with_those_of_similar_length(lengths):
+    group = Group(3, tuple(lengths))
+    stacks = Branches((group,)).stacks(group)
+    if len(set(lengths)) == 1:
+        assert stacks is None
+        return
+    assert stacks is not None
+    made, back = stacks
+    laid = torch.cat([places.flatten() for places in made])
+    assert laid[back].tolist() == list(range(sum(lengths)))  # every token is found again
+    assert sum(len(places) for places in made) == len(lengths)
+    for places in made:
+        shortest = min(len(set(row.tolist())) for row in places)
+        assert places.size(1) <= 2 * shortest
+
+
 def tiny(attention: str = "eager") -> GptOssForCausalLM:
     torch.manual_seed(0)
     config = GptOssConfig(
@@ -199,7 +218,7 @@ def test_a_model_without_branches_computes_the_same_bits_as_before():
 def test_attention_that_cannot_be_told_is_refused():
     model = tiny()
     model.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match="flex_attention cannot be told"):
+    with pytest.raises(ConfigError, match="flex_attention cannot be told"):
         follow_branches(model)
     q, k, v, _ = queries([Group(1, (1,))])
     with pytest.raises(ValueError, match="dropout"):

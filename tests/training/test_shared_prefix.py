@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_grpo_masking import LOSSES, assert_same_gradient, generate, gradient, move_policy
 from transformers import DynamicCache, GenerationConfig
 
-from gptoss_tools.models.branch_attention import Group, follow_branches
+from gptoss_tools.models.branch_attention import follow_branches
+from gptoss_tools.models.branches import Group
 from gptoss_tools.training import shared_prefix
 from gptoss_tools.training.shared_prefill import prefill, read_prompts_once
 

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from gptoss_tools.models.branch_attention import Branches, Group
+from gptoss_tools.models.branches import Branches, Group
 from gptoss_tools.models.shared_cache import shared_cache
 from gptoss_tools.training.shared_prefix import Branch, Piece, within
 

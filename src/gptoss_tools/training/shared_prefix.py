@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gptoss_tools.errors import ConfigError
-from gptoss_tools.models.branch_attention import Branches, Group
+from gptoss_tools.models.branches import Branches, Group
 
 FAMILIES = ("gpt_oss", "qwen2", "qwen3", "llama", "mistral")
 """Models whose layers hand `branches` and their own window on to attention."""
