@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gptoss_tools.chat.actions import Decision, Reason
 from gptoss_tools.chat.completions import split_text
 from gptoss_tools.data.decisions import load_table
+from gptoss_tools.data.tables import read_chunks
 from gptoss_tools.errors import ConfigError, DataError, RewardError
 from gptoss_tools.evaluation.earned import (
     Earned,
@@ -179,6 +180,27 @@ def test_a_runs_rewards_are_asked_again_unless_others_are_given(tmp_path):
 def test_what_cannot_be_measured_is_refused(untrained, table, more, error, message):
     with pytest.raises(error, match=message):
         prepare(asked(untrained, table, **more), None, more)
+
+
+def test_a_table_without_values_is_read_once(untrained, table, monkeypatch):
+    read = []
+
+    def counted(path, **options):
+        read.append(path)
+        return read_chunks(path, **options)
+
+    monkeypatch.setattr("gptoss_tools.data.decisions.read_chunks", counted)
+    assert len(prepare(asked(untrained, table)).table) == 4
+    assert read == [table]
+
+
+def test_the_file_that_lacks_a_rewards_column_is_named(untrained, table, tmp_path):
+    bare = tmp_path / "more.jsonl"
+    bare.write_text(json.dumps({"prompt": PROMPT.format(9)}) + "\n")
+    both = asked(untrained, table, data=[str(table), str(bare)])
+    with pytest.raises(DataError, match=r"more.jsonl has no column answer, .* exact") as caught:
+        prepare(both)
+    assert "it has prompt; gptoss prepare-data" in str(caught.value.hint)
 
 
 def test_rows_without_episodes_stand_alone_and_others_do_not(untrained, tmp_path, table):

@@ -124,8 +124,7 @@ def said_action(answer: Answer, names: Sequence[str]) -> str:
 
 def asked_policy(settings: GenerateSettings | TestAdapterSettings, loaded: Loaded) -> Policy:
     """Load TARGET, on --model where that was given by hand, and say what it is."""
-    from ..evaluation.policy import load_policy
-    from ..models.experts import held_as
+    from ..evaluation.policy import load_policy, packed_by_itself
 
     build_tiny_first(settings.target)
     policy = load_policy(
@@ -135,8 +134,8 @@ def asked_policy(settings: GenerateSettings | TestAdapterSettings, loaded: Loade
         cache_dir=cache_dir(),
     )
     out.notice(policy.source.label)
-    if settings.experts == "auto" and held_as(policy.model) == "packed":
-        out.notice("experts stay packed in MXFP4: there is not memory enough to dequantise them")
+    if note := packed_by_itself(policy, settings.experts):
+        out.notice(note)
     return policy
 
 

@@ -48,6 +48,7 @@ class DecisionTable:
     _starts: list[int] = field(repr=False)
     _paths: list[str] = field(repr=False)
     names: list[list[str]] | None = None
+    _headers: list[list[str]] = field(repr=False, default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -56,6 +57,11 @@ class DecisionTable:
         """`file row N` of a 0-based row, counting from 1 as error messages do."""
         part = bisect.bisect_right(self._starts, row) - 1
         return f"{self._paths[part]} row {row - self._starts[part] + 1}"
+
+    def require(self, columns: Mapping[str, str]) -> None:
+        """Raise DataError for a file without one of `columns`, each with the reward it is for."""
+        for path, header in zip(self._paths, self._headers, strict=True):
+            _require(columns, path, header)
 
     def cells(self, row: int) -> dict[str, Any]:
         """What else a row holds, by column, as plain JSON values; None where a cell is empty."""
@@ -131,6 +137,7 @@ class _Parts:
         self.columns: list[pd.DataFrame] = []
         self.starts: list[int] = []
         self.paths: list[str] = []
+        self.headers: list[list[str]] = []
         self.lacking: dict[str, str] = {}
         self.having: set[str] = set()
         self.needs_values = True
@@ -144,13 +151,11 @@ class _Parts:
         if "prompt" not in frame:
             hint = f"it has {_listed(frame)}; gptoss prepare-data {path} makes tables of prompts"
             raise DataError(f"{path} has no column prompt", hint)
-        for column, reward in self.needs.items():
-            if column not in frame:
-                prepared = f"; gptoss prepare-data makes tables with {column}"
-                raise DataError(
-                    f"{path} has no column {column}, which the reward {reward} reads",
-                    hint=f"it has {_listed(frame)}" + prepared * (column in PREPARED),
-                )
+        header = [str(name) for name in frame.columns]
+        _require(self.needs, path, header)
+        if len(self.headers) < len(self.paths):
+            self.headers.append(header)
+        self.headers[-1] = [name for name in self.headers[-1] if name in header]
         choice = row_actions(frame, path, first_row)
         frame, q_names, reward_names = choice.frame, choice.q, choice.rewards
         if q_names and reward_names and len(q_names) != len(reward_names):
@@ -230,7 +235,18 @@ class _Parts:
             _starts=self.starts,
             _paths=self.paths,
             names=names,
+            _headers=self.headers,
         )
+
+
+def _require(columns: Mapping[str, str], path: str, header: list[str]) -> None:
+    for column, reward in columns.items():
+        if column not in header:
+            prepared = f"; gptoss prepare-data makes tables with {column}"
+            raise DataError(
+                f"{path} has no column {column}, which the reward {reward} reads",
+                hint=f"it has {', '.join(header)}" + prepared * (column in PREPARED),
+            )
 
 
 def _stack(blocks: list[np.ndarray], width: int) -> np.ndarray:

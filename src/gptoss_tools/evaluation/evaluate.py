@@ -28,7 +28,7 @@ from gptoss_tools.evaluation.interview import Interview, Tick, choices
 from gptoss_tools.evaluation.journal import NAME as JOURNAL
 from gptoss_tools.evaluation.journal import Journal
 from gptoss_tools.evaluation.metrics import assess
-from gptoss_tools.evaluation.policy import Policy, load_policy
+from gptoss_tools.evaluation.policy import Policy, load_policy, packed_by_itself
 from gptoss_tools.evaluation.records import decision_rows, write_lines
 from gptoss_tools.evaluation.sources import Source
 from gptoss_tools.evaluation.work import Work, baselines_of
@@ -46,6 +46,7 @@ DECODING = (
 )
 
 Progress = Callable[[int, int], None]
+Notice = Callable[[str], None]
 Records = list[dict[str, Any]]
 
 
@@ -63,7 +64,7 @@ def evaluate(
     work: Work,
     *,
     on_progress: Progress | None = None,
-    on_notice: Callable[[str], None] | None = None,
+    on_notice: Notice | None = None,
     cache_dir: Path | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def evaluate(
         journal = Journal(folder, plan)
         if len(journal):
             notice(f"{len(journal)} answers are in {folder / JOURNAL} already")
-        answers = _ask_everyone(work, journal, base_sha, tick, cache_dir)
+        answers = _ask_everyone(work, journal, base_sha, tick, cache_dir, notice)
         sections, rows = (_by_values if work.rewards is None else _by_reward)(work, answers)
         result = {
             "format": 1,
@@ -159,15 +160,20 @@ def _by_reward(work: Work, answers: Answers) -> tuple[dict[str, Any], Iterator[d
 
 
 def _ask_everyone(
-    work: Work, journal: Journal, base_sha: str, tick: Tick, cache_dir: Path | None
+    work: Work,
+    journal: Journal,
+    base_sha: str,
+    tick: Tick,
+    cache_dir: Path | None,
+    notice: Notice,
 ) -> Answers:
     """Put every question to the base and to the policy; two models are never held at once."""
     settings, table = work.settings, work.table
-    load = loader_of(work.source, settings, cache_dir)
+    load = loader_of(work.source, settings, cache_dir, notice)
     base, base_rows = None, None
     if work.base is not None:
         apart = work.base is not work.source
-        own = loader_of(work.base, settings, cache_dir) if apart else load
+        own = loader_of(work.base, settings, cache_dir, notice) if apart else load
         base = Interview(f"base {base_sha[:12]}", own, journal, settings, tick, bare=not apart)
         base_rows = base.rows(table)
         if apart:
@@ -243,10 +249,20 @@ def folder_of(work: Work) -> Iterator[Path]:
         yield folder
 
 
-def loader_of(source: Source, settings: EvaluateSettings, cache_dir: Path | None) -> Any:
+def loader_of(
+    source: Source, settings: EvaluateSettings, cache_dir: Path | None, notice: Notice
+) -> Any:
+    """Return what loads the model once, and lets go of it by `cache_clear`.
+
+    `notice` hears where experts stay packed although nobody asked for that.
+    """
+
     @functools.cache
     def load() -> Policy:
-        return load_policy(source, model=settings, cache_dir=cache_dir)
+        policy = load_policy(source, model=settings, cache_dir=cache_dir)
+        if note := packed_by_itself(policy, settings.experts):
+            notice(note)
+        return policy
 
     return load
 

@@ -22,6 +22,7 @@ from gptoss_tools.chat.families import Chat, chat_of
 from gptoss_tools.errors import DataError, MachineError
 from gptoss_tools.evaluation.decoding import generation_config, processors, stream_tokens
 from gptoss_tools.evaluation.sources import Prompt, Source, as_harmony, as_prompt, find_source
+from gptoss_tools.models.experts import held_as
 from gptoss_tools.models.loading import (
     context_of,
     load_model,
@@ -81,6 +82,13 @@ def load_policy(
         loaded = load_with_adapter(source.base, source.adapter, load=load, **options)
     loaded.eval()
     return Policy(loaded, tokenizer, source)
+
+
+def packed_by_itself(policy: Policy, wanted: str) -> str | None:
+    """Return a sentence where `auto` has left the experts packed, else None."""
+    if wanted != "auto" or held_as(policy.model) != "packed":
+        return None
+    return "experts stay packed in MXFP4: there is not memory enough to dequantise them"
 
 
 @dataclass

@@ -150,7 +150,7 @@ def _run(
             load = None
             gc.collect()
             torch.cuda.empty_cache()  # else its memory would not count as free
-            load = loader_of(model.source, settings, cache_dir)
+            load = loader_of(model.source, settings, cache_dir, notice)
         notice(f"task {name}, {model.name}: {sizes[place]} examples")
 
         def share(done: float, place: int = place) -> None:

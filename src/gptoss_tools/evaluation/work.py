@@ -66,13 +66,13 @@ def prepare(
     RunFolderError for a target that is not there, DataError for tables or series.
     """
     source = find_source(settings.target, on_model)
-    fetch, rewards = not settings.dry_run, None
-    table = table_for(source.base, settings, fetch=fetch)
+    rewards = None
+    table = table_for(source.base, settings, fetch=not settings.dry_run)
     if by_reward(table):
         wanted = rewards_of(settings, source, given)
         rewards, needs = Rewards(wanted), needed(wanted)
         if not needs["values"]:
-            table = table_for(source.base, settings, fetch=fetch, columns=needs["columns"])
+            table.require(needs["columns"])
     if table.q is None and (rewards is None or needed(wanted)["values"]):
         raise DataError(
             f"{', '.join(settings.data)} has no q_action columns",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,10 @@ def prompts_for(
     )
 
 
-def table_for(
-    name: str | Path, settings: Any, *, fetch: bool, columns: Mapping[str, str] | None = None
-) -> DecisionTable:
+def table_for(name: str | Path, settings: Any, *, fetch: bool) -> DecisionTable:
     """Read the tables of `settings.data` as a model is asked their prompts; values may be absent.
 
-    `columns` as for `load_table`, `fetch` as for `prompts_for`; raises as both.
+    `fetch` as for `prompts_for`; raises as it and `load_table` do.
     """
     written = {
         "date": settings.date,
@@ -57,7 +54,6 @@ def table_for(
         delimiter=settings.delimiter,
         actions=settings.actions,
         values=False,
-        columns=columns,
         prompts=prompts_for(name, **written, fetch=fetch),
         **written,
     )
