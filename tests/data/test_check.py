@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_tools.data.check import check
+from gptoss_tools.data.decisions import load_table
 from gptoss_tools.data.score import score
 from gptoss_tools.errors import DataError
 
@@ -203,3 +204,17 @@ def test_lists_are_checked_like_columns():
     scored = Path("x_with_reward.jsonl").read_text().replace("[1, 0]", '[1, "z"]')
     Path("y.jsonl").write_text(scored)
     assert (2, "q[1]", "'z' is not a number") in found("y.jsonl")
+
+
+def test_messages_that_end_with_an_answer_leave_none_to_give():
+    asked, said = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+    rows = [[asked], [asked, said], [asked, said, asked], [said]]
+    lines = [json.dumps({"prompt": messages, "answer": "4"}) for messages in rows]
+    Path("x.jsonl").write_text("\n".join(lines))
+    said_of_it = "the last message is an answer of the assistant, so there is none left to give"
+    assert found("x.jsonl") == [(2, "prompt", said_of_it), (4, "prompt", said_of_it)]
+    with pytest.raises(DataError, match=r"x.jsonl row 2: the last message is an answer") as caught:
+        load_table("x.jsonl", values=False)
+    assert "train-sft" in str(caught.value.hint)
+    Path("x.jsonl").write_text("\n".join([lines[0], lines[2]]))
+    assert len(load_table("x.jsonl", values=False)) == 2

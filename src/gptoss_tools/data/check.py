@@ -19,7 +19,7 @@ from gptoss_tools.chat.harmony import GENERATION_PROMPT, find_special, is_harmon
 from gptoss_tools.data.check_prompts import PromptCheck
 from gptoss_tools.data.columns import row_actions, row_efforts
 from gptoss_tools.data.convert import convert_prompt
-from gptoss_tools.data.decisions import as_messages
+from gptoss_tools.data.decisions import as_messages, refuse_answered
 from gptoss_tools.data.duplicates import SeenRows
 from gptoss_tools.data.prompt_columns import is_harmony_column
 from gptoss_tools.data.rewrite import Progress
@@ -287,8 +287,9 @@ def _prompt_problem(cell: Any) -> tuple[str, str]:
     """What keeps a prompt from being trained on, and the kind of problem; empty if nothing."""
     if not isinstance(cell, list) and (not isinstance(cell, str) or not cell.strip()):
         return "the prompt is empty", ""
-    if as_messages(cell) is not None:
+    if (messages := as_messages(cell)) is not None:
         try:
+            refuse_answered(messages)
             convert_prompt(cell, "messages", _RENDERING)
         except DataError as error:
             return str(error), "messages"

@@ -86,6 +86,15 @@ def as_messages(cell: Any) -> list[dict[str, Any]] | None:
     return None
 
 
+def refuse_answered(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DataError for messages that end with an answer: there is none left to give."""
+    if messages[-1]["role"] == "assistant":
+        raise DataError(
+            "the last message is an answer of the assistant, so there is none left to give",
+            hint="leave that message out; gptoss train-sft learns from answers",
+        )
+
+
 def load_table(
     paths: Sequence[str | Path] | str | Path,
     *,
@@ -199,6 +208,7 @@ class _Parts:
         try:
             if messages is None:
                 return self.write.of_text(cell, reasoning_effort=effort, from_table=True)
+            refuse_answered(messages)
             return self.write.prompt(messages, reasoning_effort=effort)
         except DataError as error:
             raise DataError(f"{where}: {error}", hint=error.hint) from error
