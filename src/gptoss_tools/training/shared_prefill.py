@@ -58,7 +58,7 @@ def prefill(
     width = input_ids.size(1) - 1
     if len(distinct) == len(input_ids) or not width:
         return None
-    masks = attention_mask[first].bool()
+    distinct, masks = distinct.cpu(), attention_mask[first].bool().cpu()
     pieces = [
         Piece(ids[mask].tolist(), [Branch(number, [])])
         for number, (ids, mask) in enumerate(zip(distinct, masks, strict=True))

@@ -180,15 +180,11 @@ def score(
     maps how many forwards this process needs to how many all of them make.
     """
     split = input_ids.size(1) - completion_length
-    pieces = pieces_of(
-        input_ids[:, :split],
-        attention_mask[:, :split],
-        input_ids[:, split:],
-        attention_mask[:, split:],
-    )
+    ids, mask = input_ids.cpu(), attention_mask.cpu()  # once, and not token by token
+    pieces = pieces_of(ids[:, :split], mask[:, :split], ids[:, split:], mask[:, split:])
     if not pieces:  # the result must hang on the model's weights all the same
-        prompt = input_ids[0, :split][attention_mask[0, :split].bool()].tolist()
-        pieces = [Piece(prompt, [Branch(0, input_ids[0, split : split + 1].tolist())])]
+        prompt = ids[0, :split][mask[0, :split].bool()].tolist()
+        pieces = [Piece(prompt, [Branch(0, ids[0, split : split + 1].tolist())])]
     parts = within(pieces, budget) if budget else list(_batches(pieces, batch_size))
     logps: Any = None
     entropies: Any = None
