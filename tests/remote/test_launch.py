@@ -133,7 +133,7 @@ def test_a_dry_run_needs_no_account_and_names_what_would_be_sent(gptoss, table, 
     ("flags", "message"),
     [
         (("--gpu", "fast one"), "not a GPU of the form"),
-        (("--nodes", "2"), "gpu = H100:8"),
+        (("--nodes", "2"), "hint: --gpu H100:8"),
         (("--output-dir", "/tmp/x"), "where only a relative path"),
     ],
 )
