@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tasks_lab import QUESTIONS, log_likelihood, random_lora, random_mixlora, wr
 
 from gptoss_tools.errors import ConfigError, MachineError
 from gptoss_tools.evaluation.policy import Policy, load_policy
+from gptoss_tools.evaluation.task_names import refuse_unwritten
 from gptoss_tools.evaluation.task_results import beside
 from gptoss_tools.evaluation.tasks import Tasks, run_tasks
 from gptoss_tools.settings import EvaluateSettings
@@ -179,6 +181,31 @@ def test_a_missing_lm_eval_names_the_extra(monkeypatch):
     with pytest.raises(MachineError, match="lm-evaluation-harness, which is not installed") as e:
         Tasks(["arc_easy"])
     assert e.value.hint == "pip install 'gptoss-tools[eval]'"
+
+
+@needs_lm_eval
+def test_a_name_in_no_definition_is_refused_before_anything_heavy_is_imported(folder):
+    code = (
+        "import sys\n"
+        "from gptoss_tools.cli.app import main\n"
+        f"assert main(['evaluate', 'tiny', '--tasks', 'hellasag', '--task-folder', {str(folder)!r}"
+        "]) == 2\n"
+        "print({'torch', 'transformers', 'pandas', 'lm_eval'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+    assert "`tasks` names 'hellasag', which is no task of lm-eval or" in done.stderr
+    assert "hint: near it: hellaswag" in done.stderr
+
+
+@needs_lm_eval
+def test_every_name_that_lm_eval_knows_stands_in_a_definition(folder):
+    """Else one of them would be refused: a group, a tag, and one made in an included file."""
+    refuse_unwritten(["arc_easy", "mmlu", "ai2_arc", "salt_tasks", "mmlu_high_school_us_history"])
+    refuse_unwritten(["levels", "both", "ours", "arc_easy"], folder)
+    for name in ("arc_eas", "levels_again"):
+        with pytest.raises(ConfigError, match=f"'{name}', which is no task of lm-eval"):
+            refuse_unwritten(["arc_easy", name])
 
 
 @needs_lm_eval

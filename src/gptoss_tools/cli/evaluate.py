@@ -39,6 +39,10 @@ def evaluate(settings: EvaluateSettings, loaded: Loaded) -> None:
     """
     on_model = settings.model if "model" in loaded.explicit else None
     work = tasks = None
+    if settings.tasks:
+        from ..evaluation.task_names import refuse_unwritten
+
+        refuse_unwritten(settings.tasks, settings.task_folder)
     if not settings.tasks or ABOUT_ROWS & loaded.explicit:
         from ..evaluation.work import prepare
 

@@ -9,7 +9,6 @@ what they are compared with, is in `task_results`.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import io
@@ -28,6 +27,7 @@ from transformers import set_seed
 
 from gptoss_tools.errors import ConfigError, GptossError, MachineError, first_line
 from gptoss_tools.evaluation.policy import Policy
+from gptoss_tools.evaluation.task_names import unknown
 from gptoss_tools.models.loading import quiet
 
 Share = Callable[[float], None]
@@ -62,7 +62,7 @@ class Tasks:
         self.definitions: dict[str, str] = {}
         for name in names:
             if name not in index:
-                raise _unknown(name, list(index), folder)
+                raise unknown(name, list(index), folder)
             for task in sorted(index[name].tags) if name in tags else [name]:
                 text = json.dumps(index[task].cfg, sort_keys=True, default=str)
                 self.definitions[task] = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -198,13 +198,6 @@ def _manager(names: Sequence[str], folder: str | Path | None) -> Any:
         if set(names) <= set(own.all_subtasks):
             return own
     return make(include_path=None if folder is None else str(folder))
-
-
-def _unknown(name: str, known: list[str], folder: str | Path | None) -> ConfigError:
-    near = difflib.get_close_matches(name, known, n=3)
-    where = "lm-eval" if folder is None else f"lm-eval or {folder}"
-    hint = f"near it: {', '.join(near)}" if near else "lm-eval ls tasks lists them all"
-    return ConfigError(f"`tasks` names {name!r}, which is no task of {where}", hint=hint)
 
 
 def _row(name: str, found: dict[str, Any]) -> dict[str, Any]:
