@@ -18,11 +18,11 @@ from gptoss_tools.training.sampling import GenerationSampler
 SCRIPT = Path(__file__).with_name("grpo_ranks.py")
 
 
-def launch(folder: Path, processes: int) -> list[dict]:
+def launch(folder: Path, processes: int, script: Path = SCRIPT) -> list[dict]:
     """What each process reported; raises with its output if one failed."""
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), str(SCRIPT), str(folder), str(processes)]
+    command += ["--nproc-per-node", str(processes), str(script), str(folder), str(processes)]
     done = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -52,6 +52,15 @@ def test_two_processes_train_on_the_prompts_of_one_and_resume_exactly(tmp_path):
     assert max(mine + other) <= 45 and sum(mine) != sum(other)
     names = {p.name for p in (tmp_path / "two" / "straight" / "step-000001").iterdir()}
     assert {"rollout_state_0.pt", "rollout_state_1.pt", "rng_state_1.pth"} <= names
+
+
+@pytest.mark.slow
+def test_groups_are_scored_with_weights_sharded_over_processes_that_need_unlike_forwards(tmp_path):
+    first, second = launch(tmp_path / "two", 2, SCRIPT.with_name("sharded_ranks.py"))
+    assert (first["forwards"], second["forwards"]) == ([2, 4], [4, 4])
+    for run in (first, second):
+        assert run["off"] < 1e-5
+        assert run["gradient_off"] < 1e-5
 
 
 @pytest.mark.parametrize("repeats", [(1, 1), (2, 1), (1, 2), (3, 2)])
