@@ -53,8 +53,9 @@ def test_failed_judgements_are_masked_a_dead_judge_stops_and_the_run_goes_on(tmp
         def dies(progress):
             server.otherwise = sends({"error": {"message": "out of money"}}, 403)
 
-        with pytest.raises(TrainingError, match="out of money"):
+        with pytest.raises(TrainingError, match="out of money") as stopped:
             train(settings, on_step=dies)
+        assert f"gptoss resume {run} goes on" in str(stopped.value.hint)
         before = read(run)
         server.otherwise = honest
         assert resume(ResumeSettings(run=str(run))).steps == 2
