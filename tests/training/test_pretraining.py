@@ -227,8 +227,8 @@ def test_a_plan_counts_and_writes_nothing(lab, monkeypatch, tmp_path):
         ({"from_": "gpt2", "block_size": 33}, ConfigError, "block_size is 33, and .* reads 32"),
         ({"from_": "gpt2", "tokenizer": "bpe"}, ValueError, "keeps its tokenizer"),
         ({"tokenizer": "model"}, ValueError, "needs a model"),
-        ({"vocab_size": 300}, ValueError, "--tokenizer bpe"),
-        ({"adapter": "mixlora"}, ValueError, "give --from"),
+        ({"vocab_size": 300}, ValueError, "new bpe tokenizer"),
+        ({"adapter": "mixlora"}, ValueError, "model that has learned"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(lab, changes, error, words):
