@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def isolated(monkeypatch, tmp_path, cache_dir):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GPTOSS_CACHE", str(cache_dir))
     monkeypatch.chdir(tmp_path)
+    ended = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, ended)  # the command line sets its own
     if "wandb" in sys.modules:  # it keeps what it read of the environment, and a process
         sys.modules["wandb"].teardown()
 
@@ -70,7 +73,9 @@ def gptoss(capsys):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
+        ended = signal.getsignal(signal.SIGTERM)
         code = main([str(a) for a in arguments])
+        signal.signal(signal.SIGTERM, ended)  # or lm-eval's pool would inherit the command's
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
