@@ -16,6 +16,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 UNLIMITED = 2**30
 """The window of a layer that has none."""
+SHORT = 64
+"""Up to this length a stack more would cost more than padding."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ class Branches:
 def _stacks(
     lengths: tuple[int, ...], device: torch.device | str
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """No branch is padded to more than twice its length."""
+    """No branch is padded to more than twice its length, or to SHORT."""
     begins = [sum(lengths[:number]) for number in range(len(lengths))]
     stacks: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        if not stacks or 2 * lengths[number] < lengths[stacks[-1][0]]:
+        if not stacks or max(2 * lengths[number], SHORT) < lengths[stacks[-1][0]]:
             stacks.append([])
         stacks[-1].append(number)
     made, found, offset = [], torch.empty(sum(lengths), dtype=torch.long), 0
