@@ -233,6 +233,51 @@ def test_the_same_draws_give_the_same_tokens():
     assert prefill(model, ids[[0, 4]], mask[[0, 4]]) is None  # nothing to share
 
 
+@pytest.mark.parametrize("own", [{"use_cache": False}, {"num_beams": 2, "do_sample": False}])
+@pytest.mark.parametrize("where", ["asked", "model"])
+def test_generation_that_takes_no_cache_of_ours_is_left_alone(own, where):
+    model = lab.tiny_model().eval()
+    follow_branches(model)
+    ids, mask = prompts()
+    config = GenerationConfig(max_new_tokens=8, pad_token_id=0, eos_token_id=3)
+    for name, value in own.items():
+        setattr(config if where == "asked" else model.generation_config, name, value)
+    plain = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    with read_prompts_once(model):
+        shared = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    assert torch.equal(plain, shared)
+
+
+@pytest.mark.parametrize("budget", [None, 2, 8])
+def test_prompts_that_differ_in_padding_alone_are_two_and_one_token_is_a_prompt(budget):
+    model = lab.tiny_model().eval()
+    follow_branches(model)
+    ids = torch.tensor([[0, 0, 7, 8, 9]] * 3 + [[0, 0, 0, 0, 5]] * 2)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]] + [[0] * 4 + [1]] * 2)
+    config = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=3)
+    plain = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    with read_prompts_once(model, budget=budget):
+        shared = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    assert torch.equal(plain, shared)
+    assert len({tuple(row) for row in plain[:3, 5:].tolist()}) > 1  # the mask matters here
+
+
+def test_steps_keep_their_rows_where_generations_end_within_them(tmp_path):
+    options = {
+        "gradient_accumulation_steps": 4,
+        "steps_per_generation": 6,
+        "max_steps": 3,
+        **GROUPS,
+    }
+    found = []
+    for share in (False, True):
+        run = lab.trainer(tmp_path / str(share), share_prompts=share, **options)
+        run.train()
+        found.append([log["loss"] for log in run.state.log_history if "loss" in log])
+    plain, shared = found
+    assert shared == pytest.approx(plain, rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -102,7 +102,7 @@ def attend_branches(
 
 
 CHUNK = 256
-"""Queries of a trunk that are scored together: the keys behind the last of them are not."""
+"""Queries that are scored together: the keys behind the last of them are not."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Plain:
             end = min(begin + CHUNK, q.size(2))
             first = max(0, begin - (self.window or UNLIMITED) + 1)
             keys, values = k[:, None, first:end], v[:, None, first:end]
-            out.append(self.stack(q[:, :, None, begin:end], keys, values))
+            out.append(self.stack(q[:, :, None, begin:end], keys, values)[:, :, 0])
         return out
 
     def behind(
@@ -165,16 +165,32 @@ class _Plain:
         return torch.cat(parts, 2).index_select(2, stacks[1])
 
     def after(self, trunk: tuple[torch.Tensor, ...], own: list[torch.Tensor]) -> torch.Tensor:
-        """Attention of a stack, [.., branches, C, D] each, on the trunk [kv, 1, reach, D]."""
+        """Attention of a stack, [.., branches, C, D] each, on the trunk [kv, 1, reach, D].
+
+        It comes as [kv, R, branches * C, D], and in chunks is computed, as a trunk's.
+        """
         q, *pair = own
-        k, v = (
-            torch.cat([before.expand(-1, x.size(1), -1, -1), x], 2)
-            for before, x in zip(trunk, pair, strict=True)
-        )
-        return self.stack(q, k, v)
+        out = []
+        for begin in range(0, q.size(3), CHUNK):
+            end = min(begin + CHUNK, q.size(3))
+            far = (self.window or UNLIMITED) - 1 - begin  # how far the first of them sees before
+            k, v = (
+                torch.cat(
+                    [
+                        before[:, :, max(0, before.size(2) - max(0, far)) :].expand(
+                            -1, x.size(1), -1, -1
+                        ),
+                        x[:, :, max(0, -far) : end],
+                    ],
+                    2,
+                )
+                for before, x in zip(trunk, pair, strict=True)
+            )
+            out.append(self.stack(q[:, :, :, begin:end], k, v))
+        return torch.cat(out, 3).flatten(2, 3)
 
     def stack(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Return [kv, R, b * C, D]: [kv, R, b, C, D] on [kv, b, S, D], whose last C are theirs."""
+        """Attention of [kv, R, b, C, D] on [kv, b, S, D], whose last C are theirs."""
         kv, repeats, number, length, _ = q.shape
         hidden = self.branches.hidden(k.size(2) - length, length, self.window, self.sinks)
         if self.sinks:
@@ -186,7 +202,7 @@ class _Plain:
         scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
         chances = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype).flatten(2, 3)
         out = (chances @ v).unflatten(2, (repeats, length))
-        return out.transpose(1, 2).flatten(2, 3)
+        return out.transpose(1, 2)
 
 
 def _flex(

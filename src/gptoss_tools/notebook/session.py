@@ -213,11 +213,10 @@ def prepare_session(config: TrainSettings) -> Session:
         session.claim(config) if target is None else session.adopt(target, config)
         try:
             said = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+            rows, held = len(session.train_dataset), session.test_dataset
         except BaseException:
             session.close()
             raise
-    rows = len(session.train_dataset)
-    held = session.test_dataset
     display.notice(
         f"{config.model}: {said:,} weights to train on {rows} rows"
         + (f", {len(held)} held out" if held is not None else "")

@@ -7,6 +7,7 @@ model, the tracker, and which checkpoints stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -205,7 +206,8 @@ class DecisionTrainer(
         inputs = super()._prepare_inputs(generation_batch)
         if self.model.training and self._buffered_inputs is not before:
             if self.share_prompts:
-                window = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
+                # Neither an optimizer step nor a generation begins within such a window.
+                window = math.gcd(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
                 self._buffered_inputs = shared_prefix.regroup(self._buffered_inputs, window)
                 inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
             scale = masking.loss_scale(

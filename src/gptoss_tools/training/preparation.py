@@ -183,9 +183,10 @@ def _attention_notes(settings: TrainSettings, config: Any, device: torch.device)
         if fuses(settings.attn_implementation, device):
             return []
         instead = ""
+        of_group = settings.max_prompt_length + group * settings.max_completion_length
         need = branch_scores(
             config,
-            prompts=1 if settings.tokens_per_forward else prompts,
+            prompts=min(prompts, max(1, _tokens(settings)["at_once"] // of_group)),
             group=group,
             prompt=settings.max_prompt_length,
             completion=settings.max_completion_length,

@@ -8,7 +8,7 @@ rounding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -28,9 +28,10 @@ def read_prompts_once(
     plain = model.generate
 
     def generate(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
-        cache = prefill(model, input_ids, attention_mask, budget=budget, fused=fused)
-        if cache is not None:
-            options["past_key_values"] = cache
+        if _takes_a_cache(model, options):
+            cache = prefill(model, input_ids, attention_mask, budget=budget, fused=fused)
+            if cache is not None:
+                options["past_key_values"] = cache
         return plain(input_ids=input_ids, attention_mask=attention_mask, **options)
 
     model.generate = generate
@@ -38,6 +39,18 @@ def read_prompts_once(
         yield
     finally:
         del model.generate
+
+
+def _takes_a_cache(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether generation goes on from a cache of ours: not without one, in beams, or in its own."""
+    asked = [options.get("generation_config"), model.generation_config]
+    values = {
+        name: [options.get(name), *(getattr(config, name, None) for config in asked)]
+        for name in ("use_cache", "num_beams", "cache_implementation")
+    }
+    if False in values["use_cache"] or any(values["cache_implementation"]):
+        return False
+    return max(number or 1 for number in values["num_beams"]) == 1
 
 
 @torch.no_grad()
@@ -54,7 +67,7 @@ def prefill(
     A forward reads at most `budget` tokens, or one prompt. None where it would save nothing: no
     prompt comes twice, or each is a single token.
     """
-    distinct, first, prompt_of = _distinct(input_ids)
+    distinct, first, prompt_of = _distinct(input_ids.masked_fill(attention_mask == 0, -1))
     width = input_ids.size(1) - 1
     if len(distinct) == len(input_ids) or not width:
         return None
@@ -62,6 +75,7 @@ def prefill(
     pieces = [
         Piece(ids[mask].tolist(), [Branch(number, [])])
         for number, (ids, mask) in enumerate(zip(distinct, masks, strict=True))
+        if mask.sum() > 1  # of one token nothing is read ahead
     ]
     layers: list[tuple[torch.Tensor, torch.Tensor]] = []
     for row in within(pieces, budget):
@@ -82,7 +96,7 @@ def prefill(
         for number, layer in enumerate(cast(list[DynamicLayer], cache.layers)):
             pair = cast(tuple[torch.Tensor, torch.Tensor], (layer.keys, layer.values))
             if number == len(layers):
-                size = (len(pieces), pair[0].size(1), width, pair[0].size(3))
+                size = (len(distinct), pair[0].size(1), width, pair[0].size(3))
                 layers.append((pair[0].new_zeros(size), pair[1].new_zeros(size)))
             for padded, found in zip(layers[number], pair, strict=True):
                 parts = found[0].split([group.trunk for group in groups], dim=1)

@@ -174,7 +174,7 @@ def score(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies of the completions: [B, completion_length] each.
 
-    What TRL's method of that purpose returns, at 0 where the completion's mask is 0. `model` has
+    What TRL's method of that purpose returns, where the completion's mask is not 0. `model` has
     TRL's fused head and follows branches (with flex attention if `fused`). A forward computes at
     most `budget` tokens, or without one `batch_size` completions, except within a group. `agree`
     maps how many forwards this process needs to how many all of them make.
@@ -226,7 +226,7 @@ def regroup(slices: list[dict[str, Any]], window: int) -> list[dict[str, Any]]:
     """Let rows of one prompt stand together, within every `window` micro-batches.
 
     TRL shuffles the rows of a generation batch before it cuts micro-batches, which scatters the
-    groups. With `window` the micro-batches of one optimizer step, each step keeps its rows.
+    groups. Each optimizer step keeps its rows where none begins within a window.
     """
     regrouped: list[dict[str, Any]] = []
     for begin in range(0, len(slices), window):
