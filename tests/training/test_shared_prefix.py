@@ -29,7 +29,7 @@ def test_a_group_is_the_prompt_and_then_a_branch_for_each_completion():
     packed = shared_prefix.pack(pieces)
     #                                        5  6 | 7  8  9 | 7
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 7]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2]]
+    assert packed.branches.positions().tolist() == [0, 1, 2, 3, 4, 2]
     assert packed.labels.tolist() == [[-100, -100, 8, 9, 1, 4]]
     assert packed.branches.groups == (Group(2, (3, 1)),)
     assert packed.where.tolist() == [2, 3, 4, 5]
@@ -61,7 +61,7 @@ def test_every_completion_can_be_read_off_the_row_with_its_prompt_and_positions(
         number, prompt, _ = rows[row]
         alone = [*[number + 1] * prompt, *ids[row].tolist()][: prompt + column]
         assert packed.input_ids[0, seen(torch.tensor(place), everywhere)].tolist() == alone
-        assert packed.position_ids[0, place] == len(alone) - 1
+        assert packed.branches.positions()[place] == len(alone) - 1
         assert packed.labels[0, place] == ids[row, column]
 
 

@@ -128,7 +128,10 @@ class _Plain:
         begin = 0
         for group in self.branches.groups:
             middle, end = begin + group.trunk, begin + group.length
-            parts += self.trunk(q[:, :, begin:middle], k[:, begin:middle], v[:, begin:middle])
+            if group.trunk:  # a branch with nothing before it
+                nothing = k[:, None, :0], v[:, None, :0]
+                own = (x[..., None, begin:middle, :] for x in (q, k, v))
+                parts.append(self.after(nothing, list(own)))
             if group.branches:
                 first = max(begin, middle - (self.window or UNLIMITED) + 1)
                 parts.append(
@@ -136,16 +139,6 @@ class _Plain:
                 )
             begin = end
         return torch.cat(parts, 2).flatten(0, 1)
-
-    def trunk(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-        """Causal attention; the results of chunks in order."""
-        out = []
-        for begin in range(0, q.size(2), CHUNK):
-            end = min(begin + CHUNK, q.size(2))
-            first = max(0, begin - (self.window or UNLIMITED) + 1)
-            keys, values = k[:, None, first:end], v[:, None, first:end]
-            out.append(self.stack(q[:, :, None, begin:end], keys, values)[:, :, 0])
-        return out
 
     def behind(
         self, group: Group, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -167,7 +160,7 @@ class _Plain:
     def after(self, trunk: tuple[torch.Tensor, ...], own: list[torch.Tensor]) -> torch.Tensor:
         """Attention of a stack, [.., branches, C, D] each, on the trunk [kv, 1, reach, D].
 
-        It comes as [kv, R, branches * C, D], and in chunks is computed, as a trunk's.
+        It comes as [kv, R, branches * C, D], and is computed in chunks.
         """
         q, *pair = own
         out = []

@@ -46,6 +46,16 @@ class Branches:
         """Return [T]: every token's place in a sequence of its trunk and its own branch."""
         return self._of_tokens[2]
 
+    def inputs(self, input_ids: torch.Tensor) -> dict[str, Any]:
+        """Return a model's arguments for a row [1, T] of these groups."""
+        return {
+            "input_ids": input_ids,
+            # Of four dimensions, so that no causal mask is built; attention does not look at it.
+            "attention_mask": input_ids.new_zeros(1, 1, 1, 1),
+            "position_ids": self.positions().unsqueeze(0),
+            "branches": self,
+        }
+
     def sees(self, window: int | None) -> Callable[[Any, Any], torch.Tensor]:
         """Return whether the tokens at one place see those at another: indices that broadcast."""
         group, branch, position = self._of_tokens

@@ -84,15 +84,7 @@ def prefill(
         ids = [token for piece in row for token in piece.prompt[:-1]]
         read = torch.tensor([ids], device=input_ids.device)
         cache = DynamicCache()
-        model(
-            input_ids=read,
-            attention_mask=read.new_zeros(1, 1, 1, 1),  # see shared_prefix.score
-            position_ids=branches.positions().unsqueeze(0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            branches=branches,
-        )
+        model(**branches.inputs(read), past_key_values=cache, use_cache=True, logits_to_keep=1)
         for number, layer in enumerate(cast(list[DynamicLayer], cache.layers)):
             pair = cast(tuple[torch.Tensor, torch.Tensor], (layer.keys, layer.values))
             if number == len(layers):

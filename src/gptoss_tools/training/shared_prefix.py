@@ -123,7 +123,6 @@ class Packed:
     """
 
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
     labels: torch.Tensor
     branches: Branches
     where: torch.Tensor
@@ -153,7 +152,6 @@ def pack(
     rows, columns = torch.tensor(back, device=device).T
     return Packed(
         torch.tensor([ids], device=device),
-        branches.positions().unsqueeze(0),
         shifted,
         branches,
         (shifted[0] != -100).nonzero().squeeze(1),
@@ -191,13 +189,9 @@ def score(
     for number in range(agree(len(parts))):
         packed = pack(parts[min(number, len(parts) - 1)], device=input_ids.device, fused=fused)
         outputs = model(
-            input_ids=packed.input_ids,
-            # Of four dimensions, so that no causal mask is built; attention does not look at it.
-            attention_mask=packed.input_ids.new_zeros(1, 1, 1, 1),
-            position_ids=packed.position_ids,
+            **packed.branches.inputs(packed.input_ids),
             shift_labels=packed.labels,
             fused_lm_head=True,
-            branches=packed.branches,
         )
         if logps is None:
             shape = (input_ids.size(0), completion_length)
